@@ -1,0 +1,161 @@
+"""What the author of a method writes: `init` and one `formula`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+Kind = Literal["dense", "conv", "embedding", "other"]
+AtInit = Literal["exact", "rounding", "none"]
+Params = Mapping[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The facts of one adapted layer that `Method.init` may use.
+
+    A layer that is stacked (`nn.scan`, experts) is initialised one copy at a time, so
+    a method never sees the stack.
+
+    Attributes:
+        d_in: rows of the `[in, out]` view: features for a dense layer, `kh*kw*c_in` for
+            a convolution, the vocabulary for an embedding.
+        d_out: columns of the `[in, out]` view.
+        kind: `"dense"`, `"conv"`, `"embedding"` or `"other"` (any leaf, for `Full`).
+        kernel: the frozen weight, `[d_in, d_out]`, for a method with `needs_kernel`;
+            otherwise None.
+        path: the leaf's path, for messages.
+        spatial: the window of a convolution, `(kh, kw)`; empty for other kinds.
+    """
+
+    d_in: int
+    d_out: int
+    kind: Kind = "dense"
+    kernel: jax.Array | None = None
+    path: str = ""
+    spatial: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Method:
+    """An adapter: a frozen dataclass with `init` and one `formula`.
+
+    Fields of the dataclass are static settings; what must change without recompiling
+    is an array leaf of `p`.
+
+    Attributes:
+        frozen: names of leaves that are never trained.
+        float32: names of leaves that are never cast to the kernel's compute dtype.
+        kinds: the kinds of layer on which the method is defined; others are refused.
+        at_init: the fresh adapter equals the frozen layer `"exact"`-ly, up to
+            `"rounding"`, or not at all (`"none"`).
+        uses_bias: the bias enters the formula otherwise than by addition.
+        needs_kernel: `init` reads `site.kernel`.
+    """
+
+    frozen: ClassVar[tuple[str, ...]] = ()
+    float32: ClassVar[tuple[str, ...]] = ()
+    kinds: ClassVar[tuple[Kind, ...]] = ("dense", "conv", "embedding")
+    needs_kernel: ClassVar[bool] = False
+    replaces: ClassVar[bool] = False
+
+    @property
+    def at_init(self) -> AtInit:
+        return "exact"
+
+    @property
+    def uses_bias(self) -> bool:
+        return False
+
+    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+        """Return fresh adapter arrays of one layer, float32."""
+        raise NotImplementedError
+
+    def formula(
+        self, p: Params, x: Any, kernel: Any, bias: Any, *, key: jax.Array | None = None
+    ) -> Any:
+        """Return the whole adapted layer, `[..., out]`, bias included.
+
+        Args:
+            p: adapter arrays by name.
+            x: `[..., in]` activations, or what stands for them (see `Rows`).
+            kernel: frozen `[in, out]` view of the weight.
+            bias: `[out]`, or 0.0 where the layer adds it itself or has none.
+            key: a PRNG key for dropout; None means deterministic.
+        """
+        raise NotImplementedError
+
+    def penalty(self, p: Params) -> jax.Array | float:
+        """Return this layer's term of the loss, a scalar."""
+        return 0.0
+
+    def check(self, site: Layer) -> None:
+        """Raise ValueError where the settings do not fit the layer."""
+
+    def count(self, site: Layer) -> int | None:
+        """Return the closed form of the number of trainable parameters, if there is one."""
+        return None
+
+    def __call__(
+        self,
+        p: Params,
+        x: jax.Array,
+        kernel: jax.Array,
+        bias: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Evaluate the formula on arrays: `x [..., in]`, `kernel [in, out]`."""
+        if x.ndim < 1 or kernel.ndim != 2 or x.shape[-1] != kernel.shape[0]:
+            raise ValueError(
+                f"{type(self).__name__}: expected x [..., in] and kernel [in, out], "
+                f"found x {tuple(x.shape)} and kernel {tuple(kernel.shape)}"
+            )
+        return self.formula(p, x, kernel, 0.0 if bias is None else bias, key=key)
+
+
+class Rows:
+    """What a formula sees as `x` on convolutions and embeddings: only `x @ M`.
+
+    `x @ M`, with `M [in, k]`, is the convolution with M seen as `[kh, kw, c_in, k]`,
+    or the row lookup in M; the result is `[rows, k]`.
+    """
+
+    dtype: Any
+
+    def __matmul__(self, matrix: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+    def dropout(self, rate: float, key: jax.Array) -> Rows:
+        raise NotImplementedError
+
+
+def dropout(x: Any, rate: float, key: jax.Array | None) -> Any:
+    """Drop entries of x with probability `rate` and rescale; the identity without a key.
+
+    On a convolution the mask falls on its input; on embedding ids there is none.
+
+    >>> dropout(jnp.ones(3), 0.5, None)
+    Array([1., 1., 1.], dtype=float32)
+    """
+    if key is None or rate == 0.0:
+        return x
+    if isinstance(x, Rows):
+        return x.dropout(rate, key)
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def check_rank(method: str, name: str, rank: int, site: Layer) -> None:
+    """Raise ValueError unless `1 <= rank <= min(in, out)`."""
+    limit = min(site.d_in, site.d_out)
+    if not 1 <= rank <= limit:
+        raise ValueError(
+            f"{site.path or 'layer'}: {method}({name}={rank}) does not fit a "
+            f"[{site.d_in}, {site.d_out}] weight: expected 1 <= {name} <= {limit}; "
+            f"choose a smaller {name} or leave this layer out of the rules"
+        )

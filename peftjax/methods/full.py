@@ -1,0 +1,30 @@
+"""Full fine-tuning of a leaf: the baseline of every table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+
+from peftjax.core.method import Kind, Layer, Method
+
+
+@dataclass(frozen=True)
+class Full(Method):
+    """Replace the leaf by a trainable copy, `value`, in the leaf's own shape; float32.
+
+    `{".*": Full()}` is full fine-tuning, `{"head/.*": Full()}` linear probing and
+    `{".*/bias": Full(), "head/.*": Full()}` BitFit (arXiv 2106.10199).
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("dense", "conv", "embedding", "other")
+    needs_kernel: ClassVar[bool] = True
+    replaces: ClassVar[bool] = True
+
+    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+        assert site.kernel is not None
+        return {"value": site.kernel}
+
+    def formula(self, p, x, kernel, bias, *, key=None):
+        return x @ p["value"] + bias
