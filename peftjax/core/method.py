@@ -55,6 +55,10 @@ class Method:
             `"rounding"`, or not at all (`"none"`).
         uses_bias: the bias enters the formula otherwise than by addition.
         needs_kernel: `init` reads `site.kernel`.
+        replaces: the method's `value` replaces the leaf; there is no formula (`Full`).
+        shared: names of leaves that all sites share; they live under the path `""`.
+        gated: where `p` holds `gates [heads]` they stand in for what depends on x, so
+            that the layer merges.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ()
@@ -62,6 +66,8 @@ class Method:
     kinds: ClassVar[tuple[Kind, ...]] = ("dense", "conv", "embedding")
     needs_kernel: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
+    shared: ClassVar[tuple[str, ...]] = ()
+    gated: ClassVar[bool] = False
 
     @property
     def at_init(self) -> AtInit:

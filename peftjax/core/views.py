@@ -1,0 +1,137 @@
+"""Views of a weight: which axes of the stored leaf make up each axis of a value.
+
+A model may reshape and transpose a weight before using it. Each axis of the value is
+then a sequence of *atoms*, pieces `(axis, stride, size)` of one stored axis. With them
+any use is brought to the one `[*stack, in, out]` view, and a merged weight back to the
+stored layout, without touching an array before it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Atom(NamedTuple):
+    """A piece of one axis: index `axis`, elements `stride` apart, `size` of them."""
+
+    axis: int
+    stride: int
+    size: int
+
+
+Axis = tuple[Atom, ...]
+View = tuple[Axis, ...]
+
+
+def whole(shape: Sequence[int], first: int = 0) -> View:
+    """Return the view of a stored array: every axis is itself.
+
+    >>> whole((3, 1))
+    ((Atom(axis=0, stride=1, size=3),), (Atom(axis=1, stride=1, size=1),))
+    """
+    return tuple((Atom(first + i, 1, n),) for i, n in enumerate(shape))
+
+
+def shape(view: View) -> tuple[int, ...]:
+    return tuple(prod(atom.size for atom in axis) for axis in view)
+
+
+def reshaped(view: View, new_shape: Sequence[int]) -> View | None:
+    """Return the view after a reshape, or None where an axis is cut across atoms.
+
+    >>> reshaped(whole((6, 4)), (3, 2, 4)) == (
+    ...     (Atom(0, 2, 3),), (Atom(0, 1, 2),), (Atom(1, 1, 4),))
+    True
+    >>> reshaped(whole((6, 4)), (4, 6)) is None
+    True
+    """
+    pieces = [atom for axis in view for atom in axis if atom.size != 1]
+    axes: list[Axis] = []
+    for size in new_shape:
+        axis: list[Atom] = []
+        left = size
+        while left > 1:
+            if not pieces:
+                return None
+            atom = pieces.pop(0)
+            if left % atom.size == 0:
+                axis.append(atom)
+                left //= atom.size
+            elif atom.size % left == 0:
+                inner = atom.size // left
+                axis.append(Atom(atom.axis, atom.stride * inner, left))
+                pieces.insert(0, Atom(atom.axis, atom.stride, inner))
+                left = 1
+            else:
+                return None
+        axes.append(tuple(axis))
+    return None if pieces else tuple(axes)
+
+
+def group(axes: Sequence[Axis]) -> Axis:
+    """Return the atoms of several axes in stored order, joined where they adjoin.
+
+    Atoms of size 1 carry nothing and are left out.
+
+    >>> group([(Atom(0, 1, 2),), (Atom(0, 2, 3),)])
+    (Atom(axis=0, stride=1, size=6),)
+    """
+    atoms = [atom for axis in axes for atom in axis if atom.size != 1]
+    atoms.sort(key=lambda atom: (atom.axis, -atom.stride))
+    joined: list[Atom] = []
+    for atom in atoms:
+        last = joined[-1] if joined else None
+        if last and last.axis == atom.axis and last.stride == atom.stride * atom.size:
+            joined[-1] = Atom(atom.axis, atom.stride, last.size * atom.size)
+        else:
+            joined.append(atom)
+    return tuple(joined)
+
+
+def _inside(atom: Atom, groups: Sequence[Axis]) -> int | None:
+    for index, members in enumerate(groups):
+        for outer in members:
+            if (
+                atom.axis == outer.axis
+                and atom.stride >= outer.stride
+                and atom.stride * atom.size <= outer.stride * outer.size
+            ):
+                return index
+    return None
+
+
+def _order(view: View, groups: Sequence[Axis]) -> tuple[list[int], list[int]]:
+    """Return the sizes of all atoms of a view and the permutation into groups."""
+    where, sizes = [], []
+    for atom in (atom for axis in view for atom in axis):
+        place = _inside(atom, groups)
+        if place is None and atom.size == 1:
+            continue
+        assert place is not None, f"{atom} lies in none of {groups}"
+        where.append((place, atom.axis, -atom.stride, len(sizes)))
+        sizes.append(atom.size)
+    return sizes, [index for *_, index in sorted(where)]
+
+
+def arrange(array: jax.Array, view: View, groups: Sequence[Axis]) -> jax.Array:
+    """Bring an array with this view into one axis per group, each in stored order."""
+    sizes, permutation = _order(view, groups)
+    split = jnp.reshape(array, sizes)
+    if permutation != list(range(len(sizes))):
+        split = jnp.transpose(split, permutation)
+    return jnp.reshape(split, shape(tuple(groups)))
+
+
+def restore(array: jax.Array, view: View, groups: Sequence[Axis]) -> jax.Array:
+    """Undo `arrange`: bring one axis per group back to the view's shape."""
+    sizes, permutation = _order(view, groups)
+    split = jnp.reshape(array, [sizes[i] for i in permutation])
+    if permutation != list(range(len(sizes))):
+        inverse = [permutation.index(i) for i in range(len(sizes))]
+        split = jnp.transpose(split, inverse)
+    return jnp.reshape(split, shape(view))
