@@ -112,8 +112,8 @@ class Peft:
         """Return fresh adapters, `{path: {name: array}}`, float32.
 
         Args:
-            key: a PRNG key; a site folds in the index of its leaf, so its start does not
-                depend on the other rules.
+            key: a PRNG key; a site folds in the index of its leaf, so that its start
+                does not depend on the other rules.
             variables: the model's, for methods that start from the weight (`Full`,
                 DoRA); by default those given to `adapt`.
 
@@ -130,7 +130,8 @@ class Peft:
             if isinstance(kernel, jax.ShapeDtypeStruct):
                 raise ValueError(
                     f"{site.path}: {type(site.method).__name__} starts from the weight "
-                    "itself, but adapt was given only its shape; pass init(key, variables)"
+                    "itself, but adapt was given only its shape; pass "
+                    "init(key, variables)"
                 )
             p = _init(site, jax.random.fold_in(key, site.index), kernel)
             for name in site.method.shared:
@@ -290,8 +291,8 @@ class Peft:
                     return
                 if not finite:
                     raise ValueError(
-                        f"{path}: adapter array {name!r} holds NaN or infinity; refusing "
-                        "to merge. Go back to an earlier checkpoint"
+                        f"{path}: adapter array {name!r} holds NaN or infinity; "
+                        "refusing to merge. Go back to an earlier checkpoint"
                     )
 
     def _params(
@@ -322,8 +323,8 @@ class Peft:
                 value = adapters[site.path]["value"]
                 if value.shape != site.shape:
                     raise ValueError(
-                        f"{site.path}: expected an adapter value of shape {site.shape}, "
-                        f"found {value.shape}"
+                        f"{site.path}: expected an adapter value of shape "
+                        f"{site.shape}, found {value.shape}"
                     )
                 values[site.index] = value.astype(site.dtype)
         return values
@@ -421,7 +422,9 @@ class Peft:
 
 def _init(site: Site, key: jax.Array, kernel: Any) -> dict[str, jax.Array]:
     if site.method.replaces:
-        value = jnp.array(kernel, jnp.promote_types(kernel.dtype, jnp.float32), copy=True)
+        value = jnp.array(
+            kernel, jnp.promote_types(kernel.dtype, jnp.float32), copy=True
+        )
         return {"value": value}
 
     def layer(key: jax.Array, kernel: jax.Array | None = None) -> dict[str, jax.Array]:

@@ -89,8 +89,8 @@ def merge_layer(
             (y,) = _walk(jaxpr, [identity, *arrays])
         except _NotAffine as error:
             raise NotMergeable(
-                f"{path}: {type(method).__name__} cannot be merged: `{error.primitive}` "
-                "of its formula is not affine in x. Keep the adapter separate"
+                f"{path}: {type(method).__name__} cannot be merged: "
+                f"`{error.primitive}` of its formula is not affine in x. Keep the adapter separate"
                 + (", or pass constant gates" if "router" in p else "")
             ) from None
     if not isinstance(y, Affine):
@@ -116,7 +116,9 @@ def _not_affine(eqn: Any, operands: Sequence[Any]) -> Any:
 
 def _zero(value: Any) -> bool:
     """Whether a value is a zero known while tracing, such as the bias 0.0."""
-    return isinstance(value, int | float | np.generic | np.ndarray) and not np.any(value)
+    return isinstance(value, int | float | np.generic | np.ndarray) and not np.any(
+        value
+    )
 
 
 def _jointly(positions: slice):
@@ -131,27 +133,28 @@ def _jointly(positions: slice):
         rows = [operands[i].dense() for i in symbols]
         shapes = [var.aval for var in eqn.invars]
 
-        def linear(*parts: Any) -> Any:
+        def linear(*parts: Any) -> list[Any]:
             values = list(operands)
             for i in joint:
                 if not isinstance(operands[i], Affine):
                     values[i] = jnp.zeros(shapes[i].shape, shapes[i].dtype)
             for i, part in zip(symbols, parts):
                 values[i] = part
-            return evaluate(eqn, values)[0]
+            return evaluate(eqn, values)
 
-        matrix = jax.vmap(linear)(*rows)
+        matrices = jax.vmap(linear)(*rows)
         if all(
             operands[i].const is None if i in symbols else _zero(operands[i])
             for i in joint
         ):
-            return [Affine(matrix, None, None)]
+            return [Affine(matrix, None, None) for matrix in matrices]
         values = list(operands)
         for i in symbols:
             const = operands[i].const
             zeros = jnp.zeros(shapes[i].shape, shapes[i].dtype)
             values[i] = zeros if const is None else const
-        return [Affine(matrix, None, evaluate(eqn, values)[0])]
+        consts = evaluate(eqn, values)
+        return [Affine(m, None, c) for m, c in zip(matrices, consts, strict=True)]
 
     return rule
 
@@ -176,8 +179,8 @@ def _dot(eqn: Any, operands: list[Any]) -> list[Any]:
     )
     if not keeps_diagonal:
         return _bilinear(eqn, operands)
-    rows = jnp.moveaxis(matrix, contract[1][0], 0)
-    scaled = rows * x.diagonal.reshape(-1, *[1] * (rows.ndim - 1))
+    rows = jnp.moveaxis(jnp.asarray(matrix), contract[1][0], 0)
+    scaled = rows * jnp.reshape(x.diagonal, (-1, *[1] * (rows.ndim - 1)))
     const = None if x.const is None else evaluate(eqn, [x.const, matrix])[0]
     return [Affine(scaled.astype(eqn.outvars[0].aval.dtype)[:, None], None, const)]
 
@@ -280,13 +283,13 @@ def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
 _UNARY = (
     "broadcast_in_dim copy copy_p cumsum dynamic_slice expand_dims gather neg "
     "optimization_barrier reduce_precision reduce_sum reshape rev sharding_constraint "
-    "slice squeeze transpose"
+    "slice split squeeze transpose unstack"
 ).split()
 
 _RULES = {
     **dict.fromkeys(_UNARY, _jointly(slice(0, 1))),
     **dict.fromkeys(
-        ("add", "sub", "add_any", "concatenate"), _jointly(slice(0, None))
+        ("add", "sub", "add_any", "concatenate", "stack"), _jointly(slice(0, None))
     ),
     **dict.fromkeys(("pad", "dynamic_update_slice"), _jointly(slice(0, 2))),
     **dict.fromkeys(JIT, _inline("jaxpr")),

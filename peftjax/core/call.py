@@ -31,7 +31,7 @@ class Call:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Call:
-        """Sort the arguments of `apply_fn`; `variables` is the structure of its first."""
+        """Sort the arguments of `apply_fn`; `variables` is its first one's structure."""
         leaves, structure = jax.tree.flatten((tuple(args), dict(kwargs)))
         dynamic = [leaf for leaf in leaves if _is_array(leaf)]
         static = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
@@ -43,14 +43,16 @@ class Call:
         shapes = [leaf.shape for leaf in self.dynamic if len(leaf.shape)]
         return shapes[0][0] if shapes else 1
 
-    def arguments(self, dynamic: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(
+        self, dynamic: Sequence[Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put arrays back among the Python values."""
         arrays = iter(dynamic)
         leaves = [next(arrays) if leaf is _ARRAY else leaf for leaf in self.static]
         return jax.tree.unflatten(self.structure, leaves)
 
     def trace(self, leaves: Sequence[Any]) -> tuple[Any, Any]:
-        """Return the model's jaxpr, inputs `[*leaves, *dynamic]`, and its output tree."""
+        """Return the jaxpr, with inputs `[*leaves, *dynamic]`, and the output tree."""
 
         def function(leaves: Sequence[Any], dynamic: Sequence[Any]) -> Any:
             args, kwargs = self.arguments(dynamic)

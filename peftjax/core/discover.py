@@ -355,7 +355,9 @@ class _Pass:
         self, leaf: Leaf, kind: Kind, batched: tuple[Axis, ...] = (), **facts: Any
     ) -> Use:
         stack = [*(axis for axis, _ in leaf.dropped), *batched]
-        stack.sort(key=lambda axis: (axis[0].axis, -axis[0].stride) if axis else (-1, 0))
+        stack.sort(
+            key=lambda axis: (axis[0].axis, -axis[0].stride) if axis else (-1, 0)
+        )
         use = Use(
             leaf=leaf.index,
             kind=kind,

@@ -13,10 +13,12 @@ def _same(eqn: Any, view: View) -> View | None:
     return view
 
 
-def _reshape(eqn: Any, view: View) -> View | None:
-    if eqn.params.get("dimensions") is not None:
-        return None
+def _regroup(eqn: Any, view: View) -> View | None:
     return reshaped(view, eqn.outvars[0].aval.shape)
+
+
+def _reshape(eqn: Any, view: View) -> View | None:
+    return None if eqn.params.get("dimensions") else _regroup(eqn, view)
 
 
 def _transpose(eqn: Any, view: View) -> View | None:
@@ -33,10 +35,10 @@ LAYOUT: dict[str, Callable[[Any, View], View | None]] = {
     "convert_element_type": _same,
     "copy": _same,
     "copy_p": _same,
-    "expand_dims": _reshape,
+    "expand_dims": _regroup,
     "reshape": _reshape,
     "sharding_constraint": _same,
-    "squeeze": _reshape,
+    "squeeze": _regroup,
     "stop_gradient": _same,
     "transpose": _transpose,
 }

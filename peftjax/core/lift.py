@@ -20,7 +20,6 @@ from peftjax.core.walker import (
     REMAT,
     Symbol,
     evaluate,
-
     remat,
     scan_parts,
     walk,
@@ -278,7 +277,7 @@ class _Lift:
 
 
 def _may_flatten(site: Site, x: jax.Array, stack: int, tokens: int) -> bool:
-    """Rows are one axis unless a second leading axis is sharded over an explicit mesh."""
+    """Flatten unless a second leading axis is sharded over an explicit mesh."""
     if tokens == 1 or not site.flatten:
         return False
     spec = getattr(getattr(jax.typeof(x), "sharding", None), "spec", ())

@@ -103,7 +103,7 @@ class Method:
         """Raise ValueError where the settings do not fit the layer."""
 
     def count(self, site: Layer) -> int | None:
-        """Return the closed form of the number of trainable parameters, if there is one."""
+        """Return the trainable parameters by a closed form, if there is one."""
         return None
 
     def __call__(
@@ -141,7 +141,7 @@ class Rows:
 
 
 def dropout(x: Any, rate: float, key: jax.Array | None) -> Any:
-    """Drop entries of x with probability `rate` and rescale; the identity without a key.
+    """Drop entries of x with probability `rate`, and rescale; without a key, nothing.
 
     On a convolution the mask falls on its input; on embedding ids there is none.
 

@@ -81,7 +81,9 @@ def match(paths: Sequence[str], rules: Mapping[str, Method]) -> dict[str, Method
         try:
             expression = re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"rule {pattern!r} is not a regular expression: {error}")
+            raise ValueError(
+                f"rule {pattern!r} is not a regular expression: {error}"
+            ) from error
         hits = [path for path in paths if expression.fullmatch(path)]
         fresh = [path for path in hits if path not in chosen]
         if not fresh:
@@ -94,8 +96,8 @@ def _decides_nothing(pattern: str, hits: list[str], paths: Sequence[str]) -> str
     if hits:
         return (
             f"rule {pattern!r} decides no parameter: earlier rules already take all "
-            f"{len(hits)} that it matches, {hits[0]!r} among them; the first match wins, "
-            "so put the narrower pattern first or delete this one"
+            f"{len(hits)} that it matches, {hits[0]!r} among them; the first match "
+            "wins, so put the narrower pattern first or delete this one"
         )
     near = "\n  ".join(nearest(pattern, paths))
     return (

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.affine import merge_layer
+from peftjax.core.affine import NotMergeable, merge_layer
 from peftjax.core.discover import Findings, GroupedConvolution, Use, discover
 from peftjax.core.method import Layer, Method
 from peftjax.core.site import Site, flops
@@ -79,8 +79,8 @@ def findings(jaxpr: Any, leaves: Leaves, chosen: dict[str, Method]) -> Findings:
 def _full(site: Site, found: Findings, leaves: Leaves, examples: int) -> Site:
     if not jnp.issubdtype(leaves.avals[site.index].dtype, jnp.floating):
         raise ValueError(
-            f"{site.path}: Full() cannot train a leaf of dtype {site.dtype}; expected a "
-            "floating dtype"
+            f"{site.path}: Full() cannot train a leaf of dtype {site.dtype}; expected "
+            "a floating dtype"
         )
     unused = () if site.index in found.seen else ("never used by the model",)
     return replace(site, trainable=prod(site.shape), notes=unused)
@@ -151,8 +151,8 @@ def _check(site: Site) -> None:
         )
     if site.quantised and not site.fast:
         raise ValueError(
-            f"{site.path}: the weight is quantised ({site.dtype}) and {site.reason}; it "
-            "can be adapted only where its dequantised form meets a matrix product"
+            f"{site.path}: the weight is quantised ({site.dtype}) and {site.reason}; "
+            "it can be adapted only where its dequantised form meets a matrix product"
         )
     site.method.check(site.layer())
 
@@ -184,8 +184,8 @@ def pair_bias(site: Site, found: Findings, leaves: Leaves) -> Site:
     if site.method.uses_bias and suspects:
         why = "; ".join(dict.fromkeys(others)) or "not every use adds it"
         raise ValueError(
-            f"{site.path}: {type(site.method).__name__} needs the bias of the layer, but "
-            f"{suspects[0]} cannot be taken as it ({why}). Expected every use of the "
+            f"{site.path}: {type(site.method).__name__} needs the bias of the layer, "
+            f"but {suspects[0]} cannot be taken as it ({why}). Expected every use of the "
             "kernel to be followed by the addition of that bias and by nothing else"
         )
     return site
@@ -201,29 +201,42 @@ def _notes(site: Site) -> tuple[str, ...]:
     notes = []
     if site.quantised:
         notes.append(f"{site.dtype} weight, adapted as dequantised; cannot merge")
+    if site.bias is None and _adds_constant(site):
+        notes.append(
+            "adds a constant, but the layer has no bias of its own; cannot merge"
+        )
     return tuple(notes)
 
 
-def _abstract(site: Site) -> dict[str, Any]:
-    """Return shapes of the adapter arrays of one layer."""
+def _adds_constant(site: Site) -> bool:
+    def constant(p: Any, kernel: Any) -> Any:
+        return merge_layer(site.method, p, kernel, 0.0, site.path)[1]
+
+    try:
+        return jax.eval_shape(constant, *_abstract(site)) is not None
+    except NotMergeable:
+        return False
+
+
+def _abstract(site: Site) -> tuple[dict[str, Any], Any]:
+    """Return shapes of the adapter arrays and of the kernel of one layer."""
 
     def init(key: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
         return site.method.init(key, site.layer(kernel))
 
     kernel = jax.ShapeDtypeStruct((site.d_in, site.d_out), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(init, key, kernel)
+    return jax.eval_shape(init, key, kernel), kernel
 
 
 def _must_merge(site: Site, how: str) -> None:
     """Raise where a site that has to be merged, or transposed, cannot be."""
-    kernel = jax.ShapeDtypeStruct((site.d_in, site.d_out), jnp.float32)
 
     def merge(p: Any, kernel: Any) -> Any:
         return merge_layer(site.method, p, kernel, 0.0, site.path)
 
     try:
-        jax.eval_shape(merge, _abstract(site), kernel)
+        jax.eval_shape(merge, *_abstract(site))
     except ValueError as error:
         raise ValueError(
             f"{site.path}: this use of the weight needs the {how} form "
@@ -232,7 +245,7 @@ def _must_merge(site: Site, how: str) -> None:
 
 
 def _counted(site: Site, uses: Sequence[Use], examples: int) -> Site:
-    p = _abstract(site)
+    p, _ = _abstract(site)
     layers = prod(site.stack)
     trainable = sum(
         prod(value.shape)

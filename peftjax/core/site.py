@@ -1,4 +1,4 @@
-"""An adapted layer: its facts, and what is done once for all methods around a formula."""
+"""An adapted layer: its facts, and what is done around every formula alike."""
 
 from __future__ import annotations
 
@@ -76,9 +76,7 @@ class Site:
         return whole(self.shape)
 
     def layer(self, kernel: jax.Array | None = None) -> Layer:
-        return Layer(
-            self.d_in, self.d_out, self.kind, kernel, self.path, self.spatial
-        )
+        return Layer(self.d_in, self.d_out, self.kind, kernel, self.path, self.spatial)
 
     def stacked(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Map a function of one layer over the stacked layers."""
@@ -156,7 +154,9 @@ def _name(precision: Any) -> Any:
         precision = max(precision, key=lambda item: item.value)
     if isinstance(precision, lax.Precision):
         return precision.name.lower()
-    return precision if precision is None else str(getattr(precision, "name", precision))
+    return (
+        precision if precision is None else str(getattr(precision, "name", precision))
+    )
 
 
 def _on_rows(site: Site, formula: Any, x: Rows, p: Any, kernel: Any) -> jax.Array:
@@ -164,8 +164,8 @@ def _on_rows(site: Site, formula: Any, x: Rows, p: Any, kernel: Any) -> jax.Arra
         return formula(x, p, kernel)
     except (TypeError, AttributeError) as error:
         raise TypeError(
-            f"{site.path}: on a {site.kind} layer the formula of {site.method} may use x "
-            f"only as `x @ M`; it failed with: {error}. Write it so, or leave "
+            f"{site.path}: on a {site.kind} layer the formula of {site.method} may use "
+            f"x only as `x @ M`; it failed with: {error}. Write it so, or leave "
             f"{site.kind!r} out of the method's `kinds`"
         ) from error
 
@@ -185,7 +185,7 @@ _ELEMENTWISE = (
 
 
 def _in_wider_type(formula: Any, preferred: Any, *inputs: Any) -> jax.Array:
-    """Evaluate a formula with its dots accumulating, and so its sums kept, in a wider type."""
+    """Evaluate a formula with its dots, and so what follows them, in a wider type."""
     jaxpr = jax.make_jaxpr(formula)(*inputs)
 
     def plain(eqn: Any, values: list[Any]) -> list[Any]:

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 from peftjax.core.site import Site
 
-_HEADER = ("path", "kind", "[in, out]", "method", "trainable", "+FLOPs", "share", "runs")
+_HEADER = (
+    "path",
+    "kind",
+    "[in, out]",
+    "method",
+    "trainable",
+    "+FLOPs",
+    "share",
+    "runs",
+)
 
 
 def table(sites: Sequence[Site], parameters: int) -> str:
@@ -18,7 +27,9 @@ def table(sites: Sequence[Site], parameters: int) -> str:
     """
     rows = [_HEADER, *(_row(site, parameters) for site in sites)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows
+    ]
     lines.insert(1, "-" * max(map(len, lines)))
     lines.append(lines[1])
     lines += [f"{site.path}: {note}" for site in sites for note in site.notes]

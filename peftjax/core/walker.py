@@ -27,9 +27,9 @@ def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     for var, value in zip(eqn.invars, values, strict=True):
         if not isinstance(var, jex.Literal):
             inputs[var] = value
-    single = jex.Jaxpr(
-        (), list(inputs), list(eqn.outvars), [eqn], eqn.effects, None  # pyright: ignore
-    )
+    name = jex.DebugInfo("evaluate", eqn.primitive.name, None, None)
+    outputs = list(eqn.outvars)
+    single = jex.Jaxpr((), list(inputs), outputs, [eqn], eqn.effects, name)
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(single, ()))(*inputs.values())
 
 

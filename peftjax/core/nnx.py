@@ -1,0 +1,71 @@
+"""The bridge to NNX: a module as `(apply_fn, variables)`, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+Variables = dict[str, Any]
+
+
+def from_nnx(module: nnx.Module) -> tuple[Callable[..., Any], Variables]:
+    """Split an NNX module into a pure function and its variables.
+
+    Args:
+        module: any module; it is not changed.
+
+    Returns:
+        `(apply_fn, variables)`. `variables` is `{"params": ..., "state": ...}`, plain
+        nested dicts: the `nnx.Param`s, and everything else (batch statistics, random
+        streams). `apply_fn(variables, *args, **kwargs)` calls the module; with
+        `mutable=True` it returns `(output, {"state": ...})`, as Linen does.
+
+    >>> import jax.numpy as jnp
+    >>> module = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    >>> apply_fn, variables = from_nnx(module)
+    >>> sorted(variables["params"])
+    ['bias', 'kernel']
+    >>> apply_fn(variables, jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+    graph, params, state = nnx.split(module, nnx.Param, ...)
+    abstract = jax.tree.map(_abstract, (params, state))
+
+    def apply_fn(
+        variables: Variables, *args: Any, mutable: bool = False, **kwargs: Any
+    ) -> Any:
+        parts = _filled(abstract, variables)
+        copy = nnx.merge(graph, *parts, copy=True)
+        output = copy(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        if not mutable:
+            return output
+        _, _, after = nnx.split(copy, nnx.Param, ...)
+        return output, {"state": nnx.to_pure_dict(after)}
+
+    variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
+    return apply_fn, variables
+
+
+def to_nnx(module: nnx.Module, variables: Variables) -> nnx.Module:
+    """Return a copy of a module that holds the given (merged) variables.
+
+    Args:
+        module: the module that was split; it is not changed.
+        variables: in the form that `from_nnx` returned.
+    """
+    graph, params, state = nnx.split(module, nnx.Param, ...)
+    return nnx.merge(graph, *_filled((params, state), variables), copy=True)
+
+
+def _abstract(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _filled(parts: tuple[Any, Any], variables: Variables) -> tuple[Any, Any]:
+    params, state = jax.tree.map(lambda leaf: leaf, parts)
+    nnx.replace_by_pure_dict(params, variables["params"])
+    nnx.replace_by_pure_dict(state, variables["state"])
+    return params, state

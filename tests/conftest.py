@@ -1,0 +1,26 @@
+"""Eight CPU devices for every test, and the folder of real data where it exists."""
+
+import os
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        # tests compile far more than they compute
+        "--xla_backend_optimization_level=0",
+    ]
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real data sets and weights, or skip the test by name."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("PEFTJAX_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found in {folder}; set PEFTJAX_DATA to its folder")
+    return folder
