@@ -18,7 +18,7 @@ from peftjax.core.discover import Findings
 from peftjax.core.lift import Weight, lift
 from peftjax.core.method import Method
 from peftjax.core.plan import Leaves, findings, pair_bias, plan
-from peftjax.core.site import Site
+from peftjax.core.site import TOTAL, Site
 from peftjax.core.summary import table
 from peftjax.core.views import arrange, restore, whole
 
@@ -197,6 +197,51 @@ class Peft:
                 self._merge_site(site, values, self._params(site, adapters, gates))
         return jax.tree.unflatten(self.structure, values)
 
+    def mean_gates(
+        self, variables: Any, adapters: Adapters, *args: Any, **kwargs: Any
+    ) -> dict[str, jax.Array]:
+        """Return the gates of every gated site, averaged over all tokens of a call.
+
+        Args:
+            variables: the frozen model.
+            adapters: `{path: {name: array}}`.
+            *args: data, as for `apply`.
+            **kwargs: as for `apply`.
+
+        Returns:
+            `{path: [*stack, heads]}` float32, as `merge(..., gates=...)` takes it; NaN
+            where a site has no part in the output.
+        """
+        totals = {
+            site.path: jnp.zeros((*site.stack, _heads(site) + 1))
+            for site in self.sites
+            if site.method.gated
+        }
+
+        def run(totals: dict[str, jax.Array]) -> jax.Array:
+            watched = {
+                path: {**p, TOTAL: totals[path]} if path in totals else p
+                for path, p in adapters.items()
+            }
+            outputs = jax.tree.leaves(self.apply(variables, watched, *args, **kwargs))
+            floats = [o for o in outputs if jnp.issubdtype(o.dtype, jnp.floating)]
+            return sum(jnp.sum(o.astype(jnp.float32)) for o in floats)  # pyright: ignore
+
+        found = jax.grad(run)(totals)
+        return {
+            path: total[..., :-1] / total[..., -1:] for path, total in found.items()
+        }
+
+    def sample(self, adapters: Adapters, key: jax.Array) -> Adapters:
+        """Return adapters with what a search draws (GLoRA's structures) drawn anew."""
+        drawn = dict(adapters)
+        for site in self.sites:
+            site_key = jax.random.fold_in(key, site.index)
+            keys = jax.random.split(site_key, site.stack) if site.stack else site_key
+            fresh = site.stacked(site.method.draw)(keys)
+            drawn[site.path] = {**adapters[site.path], **fresh}
+        return drawn
+
     def penalty(self, adapters: Adapters) -> jax.Array:
         """Return the sum of the methods' own terms of the loss, a float32 scalar."""
         total = jnp.zeros((), jnp.float32)
@@ -304,7 +349,7 @@ class Peft:
             value = adapters[""][name]
             p[name] = jnp.broadcast_to(value, (*site.stack, *value.shape))
         if site.method.gated and gates is not None:
-            heads = site.method.heads  # pyright: ignore[reportAttributeAccessIssue]
+            heads = _heads(site)
             given = gates[site.path] if isinstance(gates, Mapping) else gates
             if isinstance(given, str):
                 if given != "uniform":
@@ -418,6 +463,10 @@ class Peft:
                 "layer has no bias of its own to take it. Give the layer a bias, use "
                 "a form without constants, or keep the adapter separate"
             )
+
+
+def _heads(site: Site) -> int:
+    return site.method.heads  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _init(site: Site, key: jax.Array, kernel: Any) -> dict[str, jax.Array]:

@@ -90,7 +90,8 @@ def merge_layer(
         except _NotAffine as error:
             raise NotMergeable(
                 f"{path}: {type(method).__name__} cannot be merged: "
-                f"`{error.primitive}` of its formula is not affine in x. Keep the adapter separate"
+                f"`{error.primitive}` of its formula is not affine in x. Keep the "
+                "adapter separate"
                 + (", or pass constant gates" if "router" in p else "")
             ) from None
     if not isinstance(y, Affine):
@@ -180,7 +181,7 @@ def _dot(eqn: Any, operands: list[Any]) -> list[Any]:
     if not keeps_diagonal:
         return _bilinear(eqn, operands)
     rows = jnp.moveaxis(jnp.asarray(matrix), contract[1][0], 0)
-    scaled = rows * jnp.reshape(x.diagonal, (-1, *[1] * (rows.ndim - 1)))
+    scaled = rows * jnp.reshape(jnp.asarray(x.diagonal), (-1, *[1] * (rows.ndim - 1)))
     const = None if x.const is None else evaluate(eqn, [x.const, matrix])[0]
     return [Affine(scaled.astype(eqn.outvars[0].aval.dtype)[:, None], None, const)]
 

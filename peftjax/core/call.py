@@ -31,7 +31,7 @@ class Call:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Call:
-        """Sort the arguments of `apply_fn`; `variables` is its first one's structure."""
+        """Sort the arguments of a call; `variables` is the structure of the first."""
         leaves, structure = jax.tree.flatten((tuple(args), dict(kwargs)))
         dynamic = [leaf for leaf in leaves if _is_array(leaf)]
         static = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)

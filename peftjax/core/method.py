@@ -99,6 +99,14 @@ class Method:
         """Return this layer's term of the loss, a scalar."""
         return 0.0
 
+    def gates(self, p: Params, x: Any) -> Any:
+        """Return the gates `[..., heads]` of a `gated` method, float32."""
+        raise NotImplementedError
+
+    def draw(self, key: jax.Array) -> dict[str, jax.Array]:
+        """Return frozen leaves of one layer drawn anew, where a search asks for it."""
+        return {}
+
     def check(self, site: Layer) -> None:
         """Raise ValueError where the settings do not fit the layer."""
 

@@ -185,8 +185,8 @@ def pair_bias(site: Site, found: Findings, leaves: Leaves) -> Site:
         why = "; ".join(dict.fromkeys(others)) or "not every use adds it"
         raise ValueError(
             f"{site.path}: {type(site.method).__name__} needs the bias of the layer, "
-            f"but {suspects[0]} cannot be taken as it ({why}). Expected every use of the "
-            "kernel to be followed by the addition of that bias and by nothing else"
+            f"but {suspects[0]} cannot be taken as it ({why}). Expected every use of "
+            "the kernel to be followed by the addition of that bias and by nothing else"
         )
     return site
 

@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from peftjax.core.gates import observe
 from peftjax.core.method import Kind, Layer, Method, Rows
 from peftjax.core.views import Axis, View, whole
 from peftjax.core.walker import evaluate, walk
+
+TOTAL = "gate total"  # an array of zeros beside the adapter's, see `gates`
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ def cast(method: Method, p: dict[str, jax.Array], dtype: Any) -> dict[str, jax.A
     """Cast floating adapter arrays to the compute dtype, except the `float32` names."""
     return {
         name: value.astype(dtype)
-        if jnp.issubdtype(value.dtype, jnp.floating) and name not in method.float32
+        if jnp.issubdtype(value.dtype, jnp.floating)
+        and name not in (TOTAL, *method.float32)
         else value
         for name, value in p.items()
     }
@@ -137,7 +141,8 @@ def apply_formula(
     b = 0.0 if bias is None else bias.astype(kernel.dtype)
 
     def formula(x: Any, p: Any, kernel: Any) -> Any:
-        return site.method.formula(p, x, kernel, b, key=key)
+        y = site.method.formula(p, x, kernel, b, key=key)
+        return observe(y, p[TOTAL], site.method.gates(p, x)) if TOTAL in p else y
 
     with jax.default_matmul_precision(_name(precision.precision)):
         if isinstance(x, Rows):
