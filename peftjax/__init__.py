@@ -1,9 +1,51 @@
 """Parameter-efficient fine-tuning for JAX and Flax: an adapter is one formula."""
 
+from importlib import import_module
+from types import ModuleType
+
 from peftjax.core.adapt import Peft, adapt
 from peftjax.core.affine import NotMergeable
-from peftjax.core.method import Layer, Method
+from peftjax.core.method import Layer, Method, dropout
+from peftjax.core.nnx import from_nnx, to_nnx
+from peftjax.methods.dora import DoRA
 from peftjax.methods.full import Full
+from peftjax.methods.glora import GLoRA
+from peftjax.methods.glora_supernet import GLoRASupernet
+from peftjax.methods.hra import HRA
+from peftjax.methods.hydra import Hydra
+from peftjax.methods.hydralora import HydraLoRA
+from peftjax.methods.ia3 import IA3
 from peftjax.methods.lora import LoRA
+from peftjax.methods.oft import OFT
+from peftjax.methods.ssf import SSF
 
-__all__ = ["Full", "Layer", "LoRA", "Method", "NotMergeable", "Peft", "adapt"]
+__all__ = [
+    "DoRA",
+    "Full",
+    "GLoRA",
+    "GLoRASupernet",
+    "HRA",
+    "Hydra",
+    "HydraLoRA",
+    "IA3",
+    "Layer",
+    "LoRA",
+    "Method",
+    "NotMergeable",
+    "OFT",
+    "Peft",
+    "SSF",
+    "adapt",
+    "dropout",
+    "from_nnx",
+    "to_nnx",
+]
+
+_PARTS = ("data", "hub", "models", "parallel", "presets", "search", "testing", "training")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a part of the package when it is first used, `pj.models` for one."""
+    if name in _PARTS:
+        return import_module(f"peftjax.{name}")
+    raise AttributeError(f"module 'peftjax' has no attribute {name!r}")

@@ -1,0 +1,187 @@
+"""GLoRA: five support tensors on the weight and the bias of a layer.
+
+Chavan et al., "One-for-All: Generalized LoRA for Parameter-Efficient Fine-tuning",
+arXiv 2306.07967. The supernet of its search is in `glora_supernet.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod, sqrt
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core.method import Layer, Method, check_rank
+from peftjax.methods.settings import check_choice
+
+Form = Literal["lora", "vector", "constant", "none"]
+_FORMS = {
+    "a": ("lora", "vector", "constant", "none"),
+    "b": ("lora", "vector", "constant", "none"),
+    "c": ("lora", "vector", "none"),
+    "d": ("vector", "constant", "none"),
+    "e": ("vector", "constant", "none"),
+}
+
+
+class Supports(NamedTuple):
+    """The support tensors of one layer as its formula needs them; None for none.
+
+    Attributes:
+        a, b: factors `([in, k], [k, out])`, or one number per output `[out]` or for all
+            entries `[]`.
+        c: `[in]`.
+        d, e: `[out]` or `[]`.
+    """
+
+    a: Any
+    b: Any
+    c: Any
+    d: Any
+    e: Any
+
+
+def generalized(s: Supports, x: Any, kernel: jax.Array, bias: Any) -> Any:
+    """Return `x (K ∘ (1 + A) + B) + c K + b ∘ (1 + D) + E`.
+
+    Only factors of A need a matrix of the kernel's size: a number per output scales the
+    output, and B acts on x.
+    """
+    if isinstance(s.a, tuple):
+        y = x @ (kernel * (1 + s.a[0] @ s.a[1]))
+    else:
+        y = x @ kernel if s.a is None else (x @ kernel) * (1 + s.a)
+    if isinstance(s.b, tuple):
+        y = y + (x @ s.b[0]) @ s.b[1]
+    elif s.b is not None:
+        y = y + (x @ jnp.ones((kernel.shape[0], 1), kernel.dtype)) * s.b
+    if s.c is not None:
+        y = y + s.c @ kernel
+    # The bias 0.0 of a layer without one must not become an array of zeros.
+    if s.d is not None and not isinstance(bias, float):
+        bias = bias * (1 + s.d)
+    return y + bias if s.e is None else y + bias + s.e
+
+
+@dataclass(frozen=True)
+class GLoRA(Method):
+    """`y = x (K ∘ (1 + A) + B) + c K + b ∘ (1 + D) + E` (the released code).
+
+    Parameters by form. A and B: `"lora"` has `a_in [in, r]`, `a_out [r, out]`,
+    `"vector"` `a [out]` (one number per output, on every input), `"constant"` `a []`;
+    likewise b. C: `"lora"` has `c_in [in, r]`, `c_out [r]`, `"vector"` `c [in]`. D and E:
+    `"vector"` `[out]`, `"constant"` `[]`. Float32; `a_out`, `b_out`, `c_in` and every
+    vector and constant start at zero, the other factors Xavier uniform.
+
+    C shifts the input of the original kernel; the language-model fork of the authors
+    merges it with the adapted one by mistake. Where the layer has no bias D is unused,
+    and C and E create one.
+
+    `semantics="matrix"` is the other reading of the paper's `W_0 A`, a matrix product
+    in input space: `a_out` is then `[r, in]` and `y = (x + (x A_in) A_out) K + …`.
+
+    Attributes:
+        rank: r, or three ranks, of A, B and C.
+        a, b, c, d, e: the form of each support.
+        semantics: `"elementwise"` or `"matrix"`.
+
+    >>> import jax.numpy as jnp
+    >>> method = GLoRA(rank=1, a="constant", b="none", c="none", d="none", e="vector")
+    >>> p = {"a": jnp.asarray(1.0), "e": jnp.array([5.0])}
+    >>> method(p, jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.ones(1))
+    Array([[10.]], dtype=float32)
+    """
+
+    rank: int | tuple[int, int, int]
+    a: Form = "lora"
+    b: Form = "lora"
+    c: Form = "lora"
+    d: Form = "vector"
+    e: Form = "vector"
+    semantics: Literal["elementwise", "matrix"] = "elementwise"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _FORMS.items():
+            check_choice(self, name, allowed)
+        check_choice(self, "semantics", ("elementwise", "matrix"))
+        if len(self.ranks) != 3 or min(self.ranks) < 1:
+            raise ValueError(f"GLoRA(rank={self.rank}): expected one rank >= 1, or three")
+        if self.semantics == "matrix" and self.a == "vector":
+            raise ValueError(
+                "GLoRA(a='vector', semantics='matrix'): expected 'lora', 'constant' or "
+                "'none'; a number per output is the element-wise reading"
+            )
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return (self.rank,) * 3 if isinstance(self.rank, int) else tuple(self.rank)
+
+    @property
+    def uses_bias(self) -> bool:
+        return self.d != "none"
+
+    def check(self, site: Layer) -> None:
+        for name, rank in zip("abc", self.ranks):
+            if getattr(self, name) == "lora":
+                widest = site.d_in if name == "c" else site.d_out
+                check_rank("GLoRA", "rank", rank, replace(site, d_out=widest))
+
+    def _shapes(self, site: Layer) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, rank in zip("abcde", (*self.ranks, 0, 0)):
+            form = getattr(self, name)
+            if form == "constant":
+                shapes[name] = ()
+            elif form == "vector":
+                shapes[name] = (site.d_in if name == "c" else site.d_out,)
+            elif form == "lora":
+                square = name == "a" and self.semantics == "matrix"
+                out = (site.d_in if square else site.d_out,)
+                shapes[f"{name}_in"] = (site.d_in, rank)
+                shapes[f"{name}_out"] = (rank, *(() if name == "c" else out))
+        return shapes
+
+    def count(self, site: Layer) -> int:
+        return sum(prod(shape) for shape in self._shapes(site).values())
+
+    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+        shapes = self._shapes(site)
+        return {
+            name: xavier(part, shape)
+            if name in ("a_in", "b_in", "c_out")
+            else jnp.zeros(shape)
+            for part, (name, shape) in zip(
+                jax.random.split(key, len(shapes) or 1), shapes.items()
+            )
+        }
+
+    def effective(self, p) -> Supports:
+        """Return the support tensors that the parameters stand for."""
+
+        def support(name: str) -> Any:
+            form = getattr(self, name)
+            if form == "none":
+                return None
+            if form != "lora":
+                return p[name]
+            factors = p[f"{name}_in"], p[f"{name}_out"]
+            return factors[0] @ factors[1] if name == "c" else factors
+
+        return Supports(*map(support, "abcde"))
+
+    def formula(self, p, x, kernel, bias, *, key=None):
+        s = self.effective(p)
+        if self.semantics == "elementwise" or self.a != "lora":
+            return generalized(s, x, kernel, bias)
+        left, right = s.a
+        y = generalized(s._replace(a=None), x, kernel, bias)
+        return y + (x @ left) @ (right @ kernel)
+
+
+def xavier(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draw a factor `[in, r]`, or `[r]` as one of fan-in r and fan-out 1."""
+    bound = sqrt(6 / (sum(shape) + (len(shape) == 1)))
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)

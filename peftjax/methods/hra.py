@@ -1,0 +1,209 @@
+"""HRA: a chain of Householder reflections of a layer's input.
+
+Yuan, Liu, Xu, "Bridging The Gap between Low-rank and Orthogonal Adaptation via
+Householder Reflection Adaptation", arXiv 2405.17484.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+
+from peftjax.core.method import AtInit, Layer, Method, Rows, check_rank
+from peftjax.methods.settings import check_choice, check_count, share_name
+
+
+@dataclass(frozen=True)
+class HRA(Method):
+    """`y = x H_r … H_1 K + b`, `H_i = I - 2 u_i u_iᵀ`, `u_i = v_i / ‖v_i‖`.
+
+    Parameter: `u [in, r]` (`[out, r]` for the output side), the columns v_i; float32.
+
+    Nothing of size in by in is formed. With U of unit columns the compact WY form is
+    `H_1 … H_r = I - U T Uᵀ`, `T⁻¹ = I/2 + striu(UᵀU)`, and so
+    `y = x K - (x U) (Tᵀ UᵀK) + b`, with one r by r triangular solve. `form="scan"` is
+    the paper's chain, one reflection after the other.
+
+    The start pairs equal columns, `H_1 H_2 = I`, as the released code does since June
+    2024; that needs an even rank. Gram–Schmidt has no such start, since
+    `I - 2 Q Qᵀ = I` only for r = 0.
+
+    Attributes:
+        rank: r; odd only with `allow_non_identity`.
+        orthogonal: `"none"`, or `"gram_schmidt"`: `H_1 … H_r` becomes `I - 2 Q Qᵀ` with
+            Q the orthonormalised columns (the paper's λ = ∞).
+        penalty: λ of the loss term that pulls unit columns apart. `method.penalty(p)` is
+            that term of one layer.
+        penalty_norm: `"frobenius"`, `λ ‖I - UᵀU‖` (all released code), or `"squared"`,
+            `λ ‖I - UᵀU‖²` (the paper's text).
+        side: `"input"`, or `"output"` as in the released LLaMA code,
+            `y = x K H_1 … H_r + b`.
+        form: `"wy"` or `"scan"`.
+        eps: under the root of ‖v‖; the released LLaMA code takes 1e-4 (and so its
+            factors are not quite reflections).
+        init: `"pairs"`; `"independent"`, uniform on `±1/sqrt(r)`; `"small"`, the LLaMA
+            code's, uniform on `±eps sqrt(6/r)`. `"auto"` is small where eps > 0, pairs
+            for an even rank without Gram–Schmidt, independent otherwise.
+        allow_non_identity: accept an odd rank, whose start is not the frozen layer.
+
+    >>> import jax.numpy as jnp
+    >>> method = HRA(rank=1, allow_non_identity=True)
+    >>> method({"u": jnp.array([[3.0], [0.0]])}, jnp.ones((1, 2)), jnp.eye(2))
+    Array([[-1.,  1.]], dtype=float32)
+    """
+
+    float32: ClassVar[tuple[str, ...]] = ("u",)
+
+    rank: int
+    orthogonal: Literal["none", "gram_schmidt"] = "none"
+    penalty: Any = 0.0
+    side: Literal["input", "output"] = "input"
+    form: Literal["wy", "scan"] = "wy"
+    eps: float = 0.0
+    init: Any = "auto"
+    penalty_norm: Literal["frobenius", "squared"] = "frobenius"
+    allow_non_identity: bool = False
+
+    def __post_init__(self) -> None:
+        check_count(self, "rank")
+        check_choice(self, "orthogonal", ("none", "gram_schmidt"))
+        check_choice(self, "side", ("input", "output"))
+        check_choice(self, "form", ("wy", "scan"))
+        check_choice(self, "init", ("auto", "pairs", "independent", "small"))
+        check_choice(self, "penalty_norm", ("frobenius", "squared"))
+        odd = self.rank % 2 == 1
+        if odd and self.orthogonal == "none" and not self.allow_non_identity:
+            raise ValueError(
+                f"HRA(rank={self.rank}): reflections cancel in pairs, so an odd rank "
+                "does not start at the frozen layer; use an even rank, or accept it "
+                "with allow_non_identity=True"
+            )
+        if odd and self.init == "pairs":
+            raise ValueError(f"HRA(rank={self.rank}, init='pairs'): needs an even rank")
+        if self.eps < 0 or (self.init == "small" and self.eps == 0):
+            raise ValueError(
+                f"HRA(eps={self.eps}, init={self.init!r}): expected eps >= 0, and eps > 0 "
+                "for the small start"
+            )
+        if self.orthogonal == "gram_schmidt" and self.form == "scan":
+            raise ValueError("HRA(form='scan'): Gram–Schmidt is no chain; use form='wy'")
+        share_name(self, "penalty", self._penalty)
+        share_name(self, "init", self._init)
+
+    @property
+    def at_init(self) -> AtInit:
+        plain = self.orthogonal == "none" and self.eps == 0
+        return "rounding" if plain and self._start == "pairs" else "none"
+
+    @property
+    def _start(self) -> str:
+        if self.init != "auto":
+            return str(self.init)
+        if self.eps > 0:
+            return "small"
+        paired = self.orthogonal == "none" and self.rank % 2 == 0
+        return "pairs" if paired else "independent"
+
+    def _width(self, site: Layer) -> int:
+        return site.d_in if self.side == "input" else site.d_out
+
+    def check(self, site: Layer) -> None:
+        width = self._width(site)
+        check_rank("HRA", "rank", self.rank, replace(site, d_in=width, d_out=width))
+
+    def count(self, site: Layer) -> int:
+        return self._width(site) * self.rank
+
+    def _init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+        width, r = self._width(site), self.rank
+        if self._start == "pairs":
+            bound = sqrt(2 / r)
+            half = jax.random.uniform(key, (width, r // 2), minval=-bound, maxval=bound)
+            return {"u": jnp.repeat(half, 2, axis=1)}
+        small = self._start == "small"
+        bound = sqrt(6 / (r * (1 + self.eps**-2))) if small else 1 / sqrt(r)
+        return {"u": jax.random.uniform(key, (width, r), minval=-bound, maxval=bound)}
+
+    def _unit(self, p) -> jax.Array:
+        """Return the columns `u_i`, or Q, `[width, r]` float32."""
+        v = p["u"].astype(jnp.float32)
+        if self.orthogonal == "gram_schmidt":
+            return _orthonormal(v)
+        return v / jnp.sqrt(jnp.sum(v * v, axis=0) + self.eps)
+
+    def _penalty(self, p) -> jax.Array | float:
+        if self.penalty == 0:
+            return 0.0
+        v = p["u"].astype(jnp.float32)
+        u = v / jnp.linalg.norm(v, axis=0)
+        squared = jnp.sum((jnp.eye(self.rank) - u.T @ u) ** 2)
+        # The root has no gradient at 0, which orthonormal columns reach.
+        tiny = jnp.finfo(jnp.float32).eps ** 2
+        term = squared if self.penalty_norm == "squared" else jnp.sqrt(squared + tiny)
+        return float(self.penalty) * term
+
+    def _solve(self, u: jax.Array, rows: jax.Array) -> jax.Array:
+        """Return `Tᵀ rows`, `[r, …]` (2 rows for orthonormal columns)."""
+        if self.orthogonal == "gram_schmidt":
+            return 2 * rows
+        inverse = 0.5 * jnp.eye(self.rank) + jnp.tril(u.T @ u, -1)
+        return solve_triangular(inverse, rows, lower=True)
+
+    def formula(self, p, x, kernel, bias, *, key=None):
+        u = self._unit(p)
+        if self.side == "output":
+            z = x @ kernel
+            low = u.astype(z.dtype)
+            if self.form == "scan":
+                return _chain(z, low) + bias
+            # H_1 … H_r = I - U (Tᵀ Uᵀ)ᵀ … transposed: the last factor meets Uᵀ.
+            return z - (z @ self._solve(u, u.T).T.astype(z.dtype)) @ low.T + bias
+        if self.form == "scan":
+            low = u.astype(kernel.dtype)
+            if isinstance(x, Rows):
+                return x @ _chain(kernel.T, low).T + bias
+            return _chain(x, low, reverse=True) @ kernel + bias
+        low = self._solve(u, u.T @ kernel)
+        return x @ kernel - (x @ u.astype(kernel.dtype)) @ low.astype(kernel.dtype) + bias
+
+    def unmerge(self, p, kernel: jax.Array) -> jax.Array:
+        """Return K from the merged `K' [in, out]`.
+
+        `(I - U Tᵀ Uᵀ)⁻¹ = I + U (T⁻ᵀ - UᵀU)⁻¹ Uᵀ`: the chain in reverse order, exact for
+        eps > 0 as well. Gram–Schmidt is its own inverse.
+        """
+        if self.side == "output":  # K' = K H_1 … H_r, transposed, is the input side
+            return replace(self, side="input").unmerge(p, kernel.T).T
+        u = self._unit(p)
+        rows = u.T @ kernel
+        if self.orthogonal == "gram_schmidt":
+            return kernel - 2 * u @ rows
+        inverse = 0.5 * jnp.eye(self.rank) - jnp.triu(u.T @ u)
+        return kernel + u @ solve_triangular(inverse, rows, lower=False)
+
+
+def _chain(z: Any, u: jax.Array, reverse: bool = False) -> Any:
+    """Return `z H_1 … H_r` (`z H_r … H_1` in reverse), one reflection at a time."""
+
+    def reflect(z: Any, column: jax.Array) -> tuple[Any, None]:
+        return z - 2 * (z @ column[:, None]) @ column[None, :], None
+
+    return lax.scan(reflect, z, u.T, reverse=reverse)[0]
+
+
+def _orthonormal(v: jax.Array) -> jax.Array:
+    """Orthonormalise columns in order, by modified Gram–Schmidt."""
+    tiny = jnp.finfo(jnp.float32).tiny
+    q: list[jax.Array] = []
+    for i in range(v.shape[1]):
+        residual = v[:, i]
+        for column in q:
+            residual = residual - (residual @ column) * column
+        q.append(residual / jnp.sqrt(residual @ residual + tiny))
+    return jnp.stack(q, axis=1)

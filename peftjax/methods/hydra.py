@@ -1,0 +1,131 @@
+"""Hydra: low-rank branches beside and behind the frozen weight.
+
+Kim et al., "Hydra: Multi-head Low-rank Adaptation for Parameter Efficient
+Fine-tuning", arXiv 2309.06922.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core.method import Layer, Method, check_rank, dropout
+from peftjax.methods.settings import (
+    check_choice,
+    check_count,
+    check_dropout,
+    share_name,
+)
+
+
+@dataclass(frozen=True)
+class Hydra(Method):
+    """`y = z + s (x A_p) B_p + s (z A_s) B_s`, with `z = x K + b`.
+
+    Parameters: `par_a [in, r]`, `par_b [r, out]`, `seq_a [out, r]`, `seq_b [r, out]`;
+    with `branch_bias` also `par_a_bias [r]`, `par_b_bias [out]`, `seq_a_bias [r]`,
+    `seq_b_bias [out]`, added after the product of the same name; with `learn_scale`
+    also `scale []`. Float32; every up-projection and bias starts at zero.
+
+    The parallel branch is LoRA; the sequential one reads the layer's output, frozen
+    bias included, hence `K' = K + s (A_p B_p + K A_s B_s)` and a merged bias that
+    contains `s b A_s B_s`. Dropout acts in rank space, between the two projections.
+
+    Attributes:
+        rank: r of the parallel branch.
+        seq_rank: r of the sequential branch; None means `rank`.
+        scale: s, or its start with `learn_scale`.
+        branches: `"both"`, `"parallel"` or `"sequential"`.
+        branch_bias: biases on both projections (the released ViT and CLIP code).
+        dropout: probability of dropping an entry between the projections.
+        init: down-projections: `"xavier"` uniform (released ViT code), `"normal"` with
+            std 0.02 (CLIP) or `"kaiming"`, uniform on `±1/sqrt(fan_in)` (RoBERTa).
+        learn_scale: train s.
+
+    >>> import jax.numpy as jnp
+    >>> method = Hydra(rank=1, branches="sequential", scale=0.5)
+    >>> p = {"seq_a": jnp.ones((2, 1)), "seq_b": jnp.array([[1.0, 0.0]])}
+    >>> method(p, jnp.ones((1, 2)), jnp.eye(2), jnp.array([0.0, 2.0]))
+    Array([[3., 3.]], dtype=float32)
+    """
+
+    rank: int = 2
+    seq_rank: int | None = None
+    scale: float = 1.0
+    branches: Literal["both", "parallel", "sequential"] = "both"
+    branch_bias: bool = False
+    dropout: float = 0.0
+    init: Any = "xavier"
+    learn_scale: bool = False
+
+    def __post_init__(self) -> None:
+        check_count(self, "rank", *(["seq_rank"] if self.seq_rank is not None else []))
+        check_choice(self, "branches", ("both", "parallel", "sequential"))
+        check_choice(self, "init", ("xavier", "normal", "kaiming"))
+        check_dropout(self)
+        share_name(self, "init", self._init)
+
+    @property
+    def uses_bias(self) -> bool:
+        return self.branches != "parallel"
+
+    def check(self, site: Layer) -> None:
+        for name, rank, width in self._branches(site):
+            setting = "seq_rank" if name == "seq" and self.seq_rank else "rank"
+            check_rank("Hydra", setting, rank, replace(site, d_in=width))
+
+    def count(self, site: Layer) -> int:
+        total = int(self.learn_scale)
+        for _, rank, width in self._branches(site):
+            total += rank * (width + site.d_out)
+            total += (rank + site.d_out) * self.branch_bias
+        return total
+
+    def _branches(self, site: Layer) -> Iterator[tuple[str, int, int]]:
+        """Yield the name, rank and input width of each branch."""
+        if self.branches != "sequential":
+            yield "par", self.rank, site.d_in
+        if self.branches != "parallel":
+            yield "seq", self.seq_rank or self.rank, site.d_out
+
+    def _init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+        p: dict[str, jax.Array] = {}
+        for branch_key, (name, rank, width) in zip(
+            jax.random.split(key), self._branches(site)
+        ):
+            p[f"{name}_a"] = self._down(branch_key, (width, rank))
+            p[f"{name}_b"] = jnp.zeros((rank, site.d_out))
+            if self.branch_bias:
+                p[f"{name}_a_bias"] = jnp.zeros(rank)
+                p[f"{name}_b_bias"] = jnp.zeros(site.d_out)
+        if self.learn_scale:
+            p["scale"] = jnp.asarray(self.scale, jnp.float32)
+        return p
+
+    def _down(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        if self.init == "normal":
+            return 0.02 * jax.random.normal(key, shape)
+        fan_in, rank = shape
+        xavier = self.init == "xavier"
+        bound = sqrt(6 / (fan_in + rank)) if xavier else 1 / sqrt(fan_in)
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+    def _branch(self, p, name: str, x, key):
+        bias = (p[f"{name}_a_bias"], p[f"{name}_b_bias"]) if self.branch_bias else (0, 0)
+        low = dropout(x @ p[f"{name}_a"] + bias[0], self.dropout, key)
+        return low @ p[f"{name}_b"] + bias[1]
+
+    def formula(self, p, x, kernel, bias, *, key=None):
+        par_key, seq_key = (None, None) if key is None else jax.random.split(key)
+        z = x @ kernel + bias
+        delta = 0.0
+        if self.branches != "sequential":
+            delta = self._branch(p, "par", x, par_key)
+        if self.branches != "parallel":
+            delta = delta + self._branch(p, "seq", z, seq_key)
+        return z + (p["scale"] if self.learn_scale else self.scale) * delta

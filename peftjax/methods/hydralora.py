@@ -1,0 +1,155 @@
+"""HydraLoRA: one A, several B, mixed per token by a softmax router.
+
+Tian et al., "HydraLoRA: An Asymmetric LoRA Architecture for Efficient Fine-Tuning",
+arXiv 2404.19245.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core.method import Layer, Method, check_rank, dropout
+from peftjax.methods.settings import check_choice, check_count, check_dropout
+
+
+@dataclass(frozen=True)
+class HydraLoRA(Method):
+    """`y = x K + b + s Σ_i g_i (x A) B_i`, `g = softmax(x W_g)`, `s = alpha / r`.
+
+    Parameters: `a [in, r]`, `b [N, r, out]`, `router [in, N]` (`[r, N]` for
+    `router_input="lowrank"`); float32. A and router start uniform on `±1/sqrt(in)`, the
+    heads at zero: the router must be random, for with equal gates equal heads stay equal.
+
+    The sum over heads is one matmul, `(g ⊗ x A) @ [B_1; …; B_N]`. Every head works on
+    every token, there is no balance loss. The paper's Eq. 3 has no s; the released code
+    has, and is followed. Its Eq. 4 gives the router the shape `[r, N]`; the code lets it
+    read the layer's input, which is the default.
+
+    The gates depend on the token, so the layer merges only with constant gates: where
+    `p` holds `gates [N]` they stand in for the router. With one head the gate is 1, the
+    layer is LoRA, and its router (stored as in the released code) is not trained.
+
+    Attributes:
+        rank: r.
+        alpha: numerator of the scale.
+        heads: N; `choose_heads` suggests one.
+        dropout: probability of dropping an entry of the input of A; the router's input
+            is never dropped.
+        dropout_per_head: draw a mask for each head, as the released code does, at the
+            price of N products with A in training.
+        router_input: `"input"` (released code) or `"lowrank"` (the paper's shape).
+
+    >>> import jax.numpy as jnp
+    >>> method = HydraLoRA(rank=1, alpha=2.0, heads=2)
+    >>> p = {"a": jnp.ones((3, 1)), "b": jnp.array([[[1.0]], [[3.0]]]),
+    ...      "router": jnp.zeros((3, 2))}
+    >>> method(p, jnp.ones((1, 3)), jnp.zeros((3, 1)))
+    Array([[12.]], dtype=float32)
+    """
+
+    float32: ClassVar[tuple[str, ...]] = ("router",)
+    gated: ClassVar[bool] = True
+
+    rank: int
+    alpha: float
+    heads: int = 3
+    dropout: float = 0.0
+    dropout_per_head: bool = False
+    router_input: Literal["input", "lowrank"] = "input"
+
+    def __post_init__(self) -> None:
+        check_count(self, "rank", "heads")
+        check_choice(self, "router_input", ("input", "lowrank"))
+        check_dropout(self)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ("router",) if self.heads == 1 else ()
+
+    def check(self, site: Layer) -> None:
+        check_rank("HydraLoRA", "rank", self.rank, site)
+
+    def count(self, site: Layer, *, router: bool = True) -> int:
+        """Return r (in + N out) and, unless the router is left out, its in N (or r N).
+
+        The paper's percentages leave the router out.
+        """
+        read = site.d_in if self.router_input == "input" else self.rank
+        routed = router and self.heads > 1
+        lora = self.rank * (site.d_in + self.heads * site.d_out)
+        return lora + routed * read * self.heads
+
+    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+        def kaiming(key: jax.Array, fan_in: int, fan_out: int) -> jax.Array:
+            bound = 1 / sqrt(fan_in)
+            shape = (fan_in, fan_out)
+            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+        key_a, key_router = jax.random.split(key)
+        read = site.d_in if self.router_input == "input" else self.rank
+        return {
+            "a": kaiming(key_a, site.d_in, self.rank),
+            "b": jnp.zeros((self.heads, self.rank, site.d_out)),
+            "router": kaiming(key_router, read, self.heads),
+        }
+
+    def gates(self, p, x) -> jax.Array:
+        """Return `g [..., N]`, float32, for activations `x [..., in]`.
+
+        Their mean over given data is what `peft.merge(..., gates=...)` may take.
+        """
+        if self.router_input == "lowrank":
+            x = x @ p["a"]
+        return jax.nn.softmax((x @ p["router"]).astype(jnp.float32), axis=-1)
+
+    def _low(self, p, x, key) -> list:
+        """Return x A under one dropout mask, or under one for each head."""
+        if key is None or not self.dropout_per_head:
+            return [dropout(x, self.dropout, key) @ p["a"]]
+        keys = jax.random.split(key, self.heads)
+        return [dropout(x, self.dropout, key) @ p["a"] for key in keys]
+
+    def formula(self, p, x, kernel, bias, *, key=None):
+        base, s, b = x @ kernel + bias, self.alpha / self.rank, p["b"]
+        low = jnp.stack(self._low(p, x, key), axis=-2)
+        if self.heads == 1:
+            return base + s * (low[..., 0, :] @ b[0])
+        if "gates" in p:
+            mixed = p["gates"][:, None] * low
+        else:
+            mixed = self.gates(p, x).astype(low.dtype)[..., None] * low
+        flat = mixed.reshape(*mixed.shape[:-2], -1)
+        return base + s * (flat @ b.reshape(-1, b.shape[-1]))
+
+
+class Heads(NamedTuple):
+    """What `choose_heads` found.
+
+    Attributes:
+        heads: N at the elbow.
+        curve: `[max_heads]` float64; entry N - 1 is the within-cluster sum of squares
+            of N clusters.
+    """
+
+    heads: int
+    curve: np.ndarray
+
+
+def choose_heads(texts: Sequence[str], max_heads: int = 15, seed: int = 0) -> Heads:
+    """Return the number of heads that the training texts suggest (appendix B).
+
+    TF-IDF vectors, k-means for N = 1 … `max_heads`, elbow of the curve of within-cluster
+    sums of squares. The paper leaves the details open; ours: L2-normalised sublinear
+    TF-IDF, and the elbow is the point farthest from the chord of the curve.
+
+    Raises:
+        ValueError: fewer texts than `max_heads`.
+    """
+    raise NotImplementedError

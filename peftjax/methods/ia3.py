@@ -1,0 +1,58 @@
+"""(IA)³: one trained factor for each unit.
+
+Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
+In-Context Learning", arXiv 2205.05638.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core.method import Layer, Method, Rows
+from peftjax.methods.settings import check_choice
+
+
+@dataclass(frozen=True)
+class IA3(Method):
+    """`y = (x K + b) ∘ l`, or `y = (x ∘ l) K + b` for `side="input"`.
+
+    Parameter: `scale` (l), `[out]` or `[in]`; a convolution has one for each input
+    channel. Float32, ones at first. The paper scales the output of the key and value
+    projections and the input of the second feed-forward layer.
+
+    Attributes:
+        side: `"output"` or `"input"`.
+
+    >>> import jax.numpy as jnp
+    >>> IA3()({"scale": jnp.array([2.0])}, jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.ones(1))
+    Array([[6.]], dtype=float32)
+    """
+
+    side: Literal["output", "input"] = "output"
+
+    def __post_init__(self) -> None:
+        check_choice(self, "side", ("output", "input"))
+
+    @property
+    def uses_bias(self) -> bool:
+        return self.side == "output"
+
+    def count(self, site: Layer) -> int:
+        return site.d_out if self.side == "output" else site.d_in // prod(site.spatial)
+
+    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+        return {"scale": jnp.ones(self.count(site))}
+
+    def formula(self, p, x, kernel, bias, *, key=None):
+        if self.side == "output":
+            return (x @ kernel + bias) * p["scale"]
+        # The rows of a convolution's kernel run over (kh, kw, c_in).
+        scale = jnp.tile(p["scale"], kernel.shape[0] // p["scale"].shape[0])
+        if isinstance(x, Rows):
+            return x @ (scale[:, None] * kernel) + bias
+        return (x * scale) @ kernel + bias

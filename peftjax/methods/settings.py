@@ -1,0 +1,50 @@
+"""Checks of a method's settings that hold for every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from peftjax.core.method import Method
+
+
+def check_choice(method: Method, name: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless the setting is one of the allowed names."""
+    found = getattr(method, name)
+    if found not in allowed:
+        raise ValueError(
+            f"{type(method).__name__}({name}={found!r}): expected one of "
+            f"{', '.join(map(repr, allowed))}"
+        )
+
+
+def check_count(method: Method, *names: str) -> None:
+    """Raise ValueError unless the settings are integers of at least 1."""
+    for name in names:
+        found = getattr(method, name)
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise ValueError(
+                f"{type(method).__name__}({name}={found!r}): expected an integer >= 1"
+            )
+
+
+def check_dropout(method: Method, name: str = "dropout") -> None:
+    """Raise ValueError unless the setting is a probability below 1."""
+    found = getattr(method, name)
+    if not 0.0 <= found < 1.0:
+        raise ValueError(
+            f"{type(method).__name__}({name}={found!r}): expected 0 <= {name} < 1"
+        )
+
+
+def share_name(method: Method, name: str, hook: Callable[..., Any]) -> None:
+    """Let a setting that bears the name of a hook be called as that hook.
+
+    `Hydra(init="normal")` names a scheme and `Method.init(key, site)` draws the arrays;
+    an instance has one attribute `init`. Its value stays equal to the setting (same
+    hash, same JSON) and can also be called.
+    """
+    value = getattr(method, name)
+    kind = type(value).__mro__[-2]  # the plain type of an already callable value
+    shared = type(kind.__name__, (kind,), {"__call__": lambda _, *args: hook(*args)})
+    object.__setattr__(method, name, shared(value))
