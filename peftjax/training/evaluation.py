@@ -1,0 +1,71 @@
+"""Evaluation in batches of one size, so that nothing is compiled twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from peftjax.parallel import sharding
+
+Batch = Mapping[str, Any]
+Outputs = Callable[[Callable[..., Any], Batch], dict[str, jax.Array]]
+EvalStep = Callable[[Any, Any, Batch], dict[str, jax.Array]]
+
+
+def make_eval(peft: Any, outputs: Outputs, mesh: Mesh) -> EvalStep:
+    """Build the compiled evaluation of one batch.
+
+    Args:
+        peft: what `adapt` returned.
+        outputs: `outputs(apply, batch)` calls the model through `apply(*args,
+            **kwargs)`, which is `peft.apply` without dropout, and returns
+            `{name: [B, ...]}`, one row per example.
+        mesh: a mesh of `make_mesh`, which must divide the batch.
+
+    Returns:
+        `eval_step(variables, adapters, batch)`, for `evaluate`; variables in the layout
+        of `Step.shard_base`, whichever it is.
+    """
+
+    def run(variables, adapters, batch):
+        base = sharding.join(variables)
+
+        def apply(*args, **kwargs):
+            return peft.apply(base, adapters, *args, **kwargs)
+
+        return outputs(apply, batch)
+
+    compiled = jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+    def eval_step(variables, adapters, batch):
+        return compiled(variables, adapters, sharding.place_batch(batch, mesh))
+
+    return eval_step
+
+
+def evaluate(
+    eval_step: EvalStep, variables: Any, adapters: Any, batches: Iterable[Batch]
+) -> dict[str, np.ndarray]:
+    """Return `{name: [examples, ...]}` over all batches, without the padding.
+
+    Args:
+        eval_step: from `make_eval`.
+        variables: the base.
+        adapters: the whole tree, as `peft.init` and `peft.combine` return it.
+        batches: of one size; rows where `batch["mask"]` is 0 are left out.
+
+    Raises:
+        ValueError: no batch came.
+    """
+    parts = []
+    for batch in batches:
+        rows = eval_step(variables, adapters, batch)
+        keep = np.asarray(batch["mask"]) > 0 if "mask" in batch else slice(None)
+        parts.append({name: np.asarray(value)[keep] for name, value in rows.items()})
+    if not parts:
+        raise ValueError("evaluate: no batch came; expected at least one example")
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

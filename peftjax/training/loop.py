@@ -1,0 +1,169 @@
+"""The loop: steps, metrics, evaluations, checkpoints, and resuming exactly."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from peftjax.parallel.distributed import is_main
+from peftjax.training.checkpoint import Checkpoints
+from peftjax.training.metrics import MetricsFile, Progress, TensorBoard
+from peftjax.training.state import TrainState
+from peftjax.training.step import Step
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss or the gradient became infinite or not a number."""
+
+
+def train(
+    step: Step,
+    state: TrainState,
+    variables: Any,
+    data: Any,
+    *,
+    steps: int,
+    workdir: str | os.PathLike[str],
+    log_every: int = 10,
+    save_every: int = 0,
+    keep: int = 2,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    eval_every: int = 0,
+    resume: bool = False,
+    fallback: bool = False,
+    tensorboard: bool = False,
+    progress: bool | None = None,
+) -> TrainState:
+    """Train until `steps` updates are done.
+
+    Writes `workdir/metrics.jsonl` (loss and gradient norm, each the mean since the line
+    before; evaluations under `"eval"`) and `workdir/checkpoints/<step>/`. A run that is
+    killed and resumed ends with the same adapters, bit for bit.
+
+    Args:
+        step: from `make_step`.
+        state: from `create_state`; donated.
+        variables: the base, from `step.shard_base`.
+        data: an iterator of batches with `get_state` and `set_state`.
+        steps: updates in all, those before a resumption included.
+        workdir: the run's folder.
+        log_every: updates between lines of metrics.
+        save_every: updates between checkpoints; 0 saves at the end only.
+        keep: how many checkpoints to keep.
+        evaluate: state to numbers.
+        eval_every: updates between evaluations; 0 evaluates at the end only.
+        resume: continue from the latest checkpoint, if there is one.
+        fallback: let `resume` take an earlier checkpoint where the latest is damaged.
+        tensorboard: write `workdir/tensorboard` too.
+        progress: show a progress bar; by default where standard error is a terminal.
+
+    Returns:
+        The state after the last update.
+
+    Raises:
+        FileExistsError: the folder holds a checkpoint and `resume` is off.
+        NonFiniteLoss: naming the step and the last good checkpoint.
+        ValueError: the data ends early.
+        CheckpointError: see `Checkpoints.restore`.
+    """
+    workdir = Path(workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep)
+    latest = checkpoints.latest()
+    if latest is not None and not resume:
+        raise FileExistsError(
+            f"{checkpoints.path(latest)}: this folder holds a run; resume it, "
+            "delete it or choose another workdir"
+        )
+    if latest is not None:
+        state = checkpoints.restore(state, data, fallback=fallback)
+    start = int(state.step)
+    with ExitStack() as stack:
+        log = _Log(stack, workdir, checkpoints, steps, start, tensorboard, progress)
+        for done in range(start + 1, steps + 1):
+            batch = _next(data, done)
+            state, metrics = step(state, variables, batch)
+            log.add(metrics, len(next(iter(batch.values()))))
+            save, score, line = (
+                done == steps or (every and done % every == 0)
+                for every in (save_every, eval_every, log_every)
+            )
+            if save or score or line:
+                log.flush(done)
+            # Before the save: a run killed in between evaluates again, and once only.
+            if score and evaluate is not None:
+                log.write({"step": done, "eval": evaluate(state)})
+            if save:
+                checkpoints.save(state, data)
+            if save or score:
+                log.restart_clock()
+    return state
+
+
+def _next(data: Any, number: int) -> Any:
+    try:
+        return next(data)
+    except StopIteration:
+        raise ValueError(
+            f"the data ended before step {number}: use more epochs, or fewer steps"
+        ) from None
+
+
+class _Log:
+    """Collects the metrics of steps on the devices and writes their means."""
+
+    def __init__(self, stack, workdir, checkpoints, steps, start, tensorboard, show):
+        self._checkpoints = checkpoints
+        self._pending: list[dict[str, jax.Array]] = []
+        self._writers: list[Any] = []
+        if is_main():
+            self._writers.append(MetricsFile(workdir / "metrics.jsonl", start))
+        if is_main() and tensorboard:
+            board = TensorBoard(workdir / "tensorboard", start)
+            stack.callback(board.close)
+            self._writers.append(board)
+        bar = Progress(steps, start, show if is_main() else False)
+        self._progress = stack.enter_context(bar)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self._examples, self._since = 0, time.perf_counter()
+
+    def add(self, metrics: dict[str, jax.Array], examples: int) -> None:
+        self._pending.append(metrics)
+        self._examples += examples
+
+    def flush(self, done: int) -> None:
+        """Wait for the devices, check every step since the last line, write means."""
+        fetched = jax.device_get(self._pending)
+        self._pending = []
+        values = {name: np.array([m[name] for m in fetched]) for name in fetched[0]}
+        finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+        if not finite.all():
+            self._stop(done - len(fetched) + 1 + int(np.argmin(finite)), values, finite)
+        record = {name: float(value.mean()) for name, value in values.items()}
+        speed = self._examples / (time.perf_counter() - self._since)
+        record = {"step": done, **record, "examples_per_s": round(speed, 1)}
+        self.write(record)
+        self._progress.update(record)
+        self.restart_clock()
+
+    def write(self, record: dict[str, Any]) -> None:
+        for writer in self._writers:
+            writer.write(record)
+
+    def _stop(self, number: int, values: dict[str, np.ndarray], finite: np.ndarray):
+        at = int(np.argmin(finite))
+        latest = self._checkpoints.latest()
+        good = "none was saved" if latest is None else self._checkpoints.path(latest)
+        raise NonFiniteLoss(
+            f"step {number}: loss {values['loss'][at]}, gradient norm "
+            f"{values['grad_norm'][at]}; last good checkpoint: {good}. Look at the "
+            "batch of that step, lower the learning rate, or clip the gradient"
+        )

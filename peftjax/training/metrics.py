@@ -1,0 +1,129 @@
+"""Where the numbers of a run go: a JSONL file, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+
+class MetricsFile:
+    """One JSON object per line, appended and flushed.
+
+    Args:
+        path: the file; its folder is created.
+        after: lines of later steps are dropped, so that a resumed run leaves the file
+            that an uninterrupted one would have left.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], after: int = 0):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            kept = [r for r in read_metrics(self.path) if r["step"] <= after]
+            partial = self.path.with_name(self.path.name + ".partial")
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            os.replace(partial, self.path)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; it has a `"step"`."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the records of a metrics file; a last line cut short is left out.
+
+    Raises:
+        ValueError: any other line is not JSON.
+    """
+    lines = Path(path).read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+    return records
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, through tensorboardX.
+
+    Raises:
+        ImportError: tensorboardX is absent.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], after: int = 0):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                "TensorBoard needs tensorboardX: pip install 'peftjax[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(str(directory), purge_step=after + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write every number of a record, nested ones as `outer/inner`."""
+        step = record["step"]
+        for name, value in record.items():
+            values = value if isinstance(value, dict) else {"": value}
+            for inner, number in values.items() if name != "step" else ():
+                tag = f"{name}/{inner}".rstrip("/")
+                self._writer.add_scalar(tag, number, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+class Progress:
+    """A progress bar with loss, examples per second and time left; a context.
+
+    Args:
+        steps: the length of the run.
+        start: steps done before.
+        show: by default only where standard error is a terminal.
+    """
+
+    def __init__(self, steps: int, start: int = 0, show: bool | None = None):
+        self._show = sys.stderr.isatty() if show is None else show
+        self._steps, self._start = steps, start
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Progress:
+        if self._show:
+            from rich import progress
+            from rich.console import Console
+
+            columns = (
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.description}"),
+                progress.TimeRemainingColumn(),
+            )
+            console = Console(stderr=True)
+            self._bar = self._stack.enter_context(
+                progress.Progress(*columns, console=console)
+            )
+            self._task = self._bar.add_task(
+                "", total=self._steps, completed=self._start
+            )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def update(self, record: dict[str, Any]) -> None:
+        """Move to the record's step and show its loss and speed."""
+        if self._show:
+            text = (
+                f"loss {record['loss']:.4g}, {record['examples_per_s']:.4g} examples/s"
+            )
+            self._bar.update(self._task, completed=record["step"], description=text)

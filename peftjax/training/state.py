@@ -1,0 +1,69 @@
+"""The state of training: adapters, optimizer state, step and key; never the base."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from peftjax.parallel.sharding import put, replicated
+
+
+class TrainState(NamedTuple):
+    """All that changes during training, and all that a checkpoint holds.
+
+    Attributes:
+        trainable: the adapter leaves that are differentiated.
+        frozen: the adapter leaves that are not.
+        opt_state: of `trainable` alone.
+        step: int32 scalar, number of updates done.
+        key: a PRNG key; update t draws from `fold_in(key, t)`.
+    """
+
+    trainable: Any
+    frozen: Any
+    opt_state: Any
+    step: jax.Array
+    key: jax.Array
+
+
+def create_state(
+    peft: Any,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    mesh: Mesh,
+    *,
+    variables: Any = None,
+    adapters: Any = None,
+) -> TrainState:
+    """Return the state before the first update, replicated over the mesh.
+
+    Args:
+        peft: what `adapt` returned.
+        optimizer: initialised on the trainable leaves only.
+        key: a PRNG key, for the fresh adapters and the dropout of training.
+        mesh: a mesh of `make_mesh`.
+        variables: the base, for methods whose `init` reads the kernel.
+        adapters: start from these instead of fresh ones.
+
+    Raises:
+        ValueError: no leaf would be trained.
+    """
+    init_key, train_key = jax.random.split(key)
+    if adapters is None:
+        adapters = peft.init(init_key, variables)
+    trainable, frozen = peft.partition(adapters)
+    if sum(leaf.size for leaf in jax.tree.leaves(trainable)) == 0:
+        methods = sorted({f"{site.path}: {site.method}" for site in peft.sites})
+        raise ValueError(
+            "nothing to train: no adapter leaf is trainable; expected at least one "
+            f"rule with a method that trains, found {methods or 'no adapted site'}"
+        )
+    state = TrainState(
+        trainable, frozen, optimizer.init(trainable), jnp.int32(0), train_key
+    )
+    # A copy: donation of the state must not delete the caller's adapters.
+    return jax.tree.map(lambda leaf: put(jnp.copy(leaf), replicated(mesh)), state)
