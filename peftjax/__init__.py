@@ -5,8 +5,11 @@ from types import ModuleType
 
 from peftjax.core.adapt import Peft, adapt
 from peftjax.core.affine import NotMergeable
+from peftjax.core.bank import bank
 from peftjax.core.method import Layer, Method, dropout
 from peftjax.core.nnx import from_nnx, to_nnx
+from peftjax.methods.composition import Composition
+from peftjax.methods.convert import to_lora
 from peftjax.methods.dora import DoRA
 from peftjax.methods.full import Full
 from peftjax.methods.glora import GLoRA
@@ -20,6 +23,7 @@ from peftjax.methods.oft import OFT
 from peftjax.methods.ssf import SSF
 
 __all__ = [
+    "Composition",
     "DoRA",
     "Full",
     "GLoRA",
@@ -36,12 +40,23 @@ __all__ = [
     "Peft",
     "SSF",
     "adapt",
+    "bank",
     "dropout",
     "from_nnx",
+    "to_lora",
     "to_nnx",
 ]
 
-_PARTS = ("data", "hub", "models", "parallel", "presets", "search", "testing", "training")
+_PARTS = (
+    "data",
+    "hub",
+    "models",
+    "parallel",
+    "presets",
+    "search",
+    "testing",
+    "training",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

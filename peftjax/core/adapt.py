@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -13,12 +14,13 @@ from jax import lax
 
 from peftjax.core import paths
 from peftjax.core.affine import NotMergeable, merge_layer
+from peftjax.core.bank import check_ids
 from peftjax.core.call import Call
 from peftjax.core.discover import Findings
 from peftjax.core.lift import Weight, lift
 from peftjax.core.method import Method
 from peftjax.core.plan import Leaves, findings, pair_bias, plan
-from peftjax.core.site import TOTAL, Site
+from peftjax.core.site import BASE, TOTAL, Site
 from peftjax.core.summary import table
 from peftjax.core.views import arrange, restore, whole
 
@@ -80,10 +82,7 @@ def adapt(
             "strict=True, but these sites would form a merged weight at every step:\n  "
             + "\n  ".join(slow)
         )
-    initial = {
-        site.path: leaves[site.index] for site in sites if site.method.needs_kernel
-    }
-    peft = Peft(apply_fn, tuple(rules.items()), sites, known, structure, initial)
+    peft = Peft(apply_fn, tuple(rules.items()), sites, known, structure, variables)
     peft.check_formulas(call)
     return peft
 
@@ -98,7 +97,7 @@ class Peft:
         sites: the adapted leaves, in the order of the model's.
         leaves: all parameters of the model, with shapes and dtypes.
         structure: the tree structure of `variables`.
-        initial: leaves that fresh adapters start from (`Full`, DoRA).
+        base: the variables given to `adapt`, from which `Full` and DoRA start.
     """
 
     apply_fn: Callable[..., Any]
@@ -106,7 +105,7 @@ class Peft:
     sites: tuple[Site, ...]
     leaves: Leaves
     structure: Any
-    initial: dict[str, Any] = field(compare=False, repr=False)
+    base: Any = field(compare=False, repr=False)
 
     def init(self, key: jax.Array, variables: Any = None) -> Adapters:
         """Return fresh adapters, `{path: {name: array}}`, float32.
@@ -120,13 +119,10 @@ class Peft:
         Raises:
             ValueError: such a weight is needed and only its shape is known.
         """
-        initial = self.initial
-        if variables is not None:
-            leaves = self._leaves(variables)
-            initial = {site.path: leaves[site.index] for site in self.sites}
+        leaves = self._leaves(self.base if variables is None else variables)
         adapters: Adapters = {}
         for site in self.sites:
-            kernel = initial.get(site.path) if site.method.needs_kernel else None
+            kernel = leaves[site.index] if site.method.needs_kernel else None
             if isinstance(kernel, jax.ShapeDtypeStruct):
                 raise ValueError(
                     f"{site.path}: {type(site.method).__name__} starts from the weight "
@@ -145,23 +141,32 @@ class Peft:
         adapters: Adapters,
         *args: Any,
         adapter_key: jax.Array | None = None,
+        adapter_ids: jax.Array | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the adapted model; no merged weight is formed at a fast site.
 
         Args:
             variables: the frozen model.
-            adapters: `{path: {name: array}}`.
+            adapters: `{path: {name: array}}`, or a `bank` of them.
             *args: as for `apply_fn`.
             adapter_key: PRNG key of the adapters' dropout; None is deterministic.
+            adapter_ids: integers `[rows]`, for a bank: row i of every array whose first
+                axis has that length runs with adapter `adapter_ids[i]`, -1 is the base.
+                Arrays are never clamped: an id out of range is an error, and inside
+                `jit`, where ids are unknown, gives NaN.
             **kwargs: as for `apply_fn`; those that are no arrays stay Python values.
 
         Returns:
             What `apply_fn` returns.
 
         Raises:
-            ValueError: variables or adapters do not have the planned paths and shapes.
+            ValueError: variables or adapters do not have the planned paths and shapes;
+                an id out of range.
         """
+        if adapter_ids is not None:
+            ids = jnp.asarray(adapter_ids)
+            return self._apply_rows(variables, adapters, ids, args, kwargs)
         leaves = self._leaves(variables)
         self._check_adapters(adapters)
         call = Call.of(self.apply_fn, self.structure, args, kwargs)
@@ -170,6 +175,39 @@ class Peft:
         values = self._replaced(leaves, adapters)
         values = self._symbols(values, adapters, found, adapter_key)
         return jax.tree.unflatten(out_structure, lift(jaxpr, [*values, *call.dynamic]))
+
+    def _apply_rows(
+        self, variables: Any, bank: Adapters, ids: jax.Array, args: Any, kwargs: Any
+    ) -> Any:
+        """Run each row of a batch with its own adapter of a bank."""
+        rows = check_ids(ids, bank)
+        costly = [site.path for site in self.sites if site.method.forms_kernel]
+        if costly:
+            warnings.warn(
+                f"a bank forms one kernel for each row at {costly[0]} and "
+                f"{len(costly) - 1} other sites; a method without it is far cheaper",
+                stacklevel=3,
+            )
+        call = Call.of(self.apply_fn, self.structure, args, kwargs)
+        axes = [0 if leaf.shape[:1] == (rows,) else None for leaf in call.dynamic]
+
+        def take(array: jax.Array) -> jax.Array:
+            return jnp.take(array, jnp.maximum(ids, 0), axis=0, mode="fill")
+
+        def row(adapters: Adapters, is_base: jax.Array, dynamic: list[Any]) -> Any:
+            single = [x if ax is None else x[None] for x, ax in zip(dynamic, axes)]
+            args, kwargs = call.arguments(single)
+            marked = {path: {**p, BASE: is_base} for path, p in adapters.items()}
+            output = self.apply(variables, marked, *args, **kwargs)
+            return jax.tree.map(lambda y: y[0], output)
+
+        if not call.dynamic or axes[0] is None:
+            raise ValueError(
+                f"adapter_ids holds {rows} ids, but the first array has shape "
+                f"{tuple(call.dynamic[0].shape) if call.dynamic else 'none'}"
+            )
+        adapters = jax.tree.map(take, bank)
+        return jax.vmap(row, (0, 0, axes))(adapters, ids < 0, call.dynamic)
 
     def merge(self, variables: Any, adapters: Adapters, gates: Any = None) -> Any:
         """Return variables with the adapters merged in; the same tree, nothing mutated.
@@ -348,6 +386,8 @@ class Peft:
         for name in site.method.shared:
             value = adapters[""][name]
             p[name] = jnp.broadcast_to(value, (*site.stack, *value.shape))
+        if BASE in p:
+            p[BASE] = jnp.broadcast_to(p[BASE], site.stack)
         if site.method.gated and gates is not None:
             heads = _heads(site)
             given = gates[site.path] if isinstance(gates, Mapping) else gates
@@ -371,7 +411,11 @@ class Peft:
                         f"{site.path}: expected an adapter value of shape "
                         f"{site.shape}, found {value.shape}"
                     )
-                values[site.index] = value.astype(site.dtype)
+                value = value.astype(site.dtype)
+                if BASE in adapters[site.path]:
+                    is_base = adapters[site.path][BASE]
+                    value = jnp.where(is_base, leaves[site.index], value)
+                values[site.index] = value
         return values
 
     def _symbols(
@@ -439,6 +483,9 @@ class Peft:
                 "model; merging needs a floating weight. Dequantise it first, or keep "
                 "the adapter separate"
             )
+        is_base = p.pop(BASE, None)
+        if is_base is not None:
+            is_base = is_base.reshape(-1)[0]
         leaf = values[site.index]
         kernel = arrange(leaf, site.stored, site.groups)
         bias: Any = 0.0
@@ -452,11 +499,17 @@ class Peft:
         arguments = (p, kernel) if isinstance(bias, float) else (p, kernel, bias)
         merged, const = _one_by_one(layer, site.stack, arguments)
         merged = restore(merged, site.stored, site.groups)
-        values[site.index] = merged.astype(leaf.dtype)
+        merged = merged.astype(leaf.dtype)
+        if is_base is not None:
+            merged = jnp.where(is_base, leaf, merged)
+        values[site.index] = merged
         if site.bias_index is not None:
             stored = values[site.bias_index]
             const = restore(const, whole(stored.shape), site.bias_groups)
-            values[site.bias_index] = const.astype(stored.dtype)
+            const = const.astype(stored.dtype)
+            if is_base is not None:
+                const = jnp.where(is_base, stored, const)
+            values[site.bias_index] = const
         elif const is not None:
             raise NotMergeable(
                 f"{site.path}: {site.method} adds a constant to the output, but the "

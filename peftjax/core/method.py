@@ -77,6 +77,11 @@ class Method:
     def uses_bias(self) -> bool:
         return False
 
+    @property
+    def forms_kernel(self) -> bool:
+        """Whether the formula builds an array of the kernel's size (costly in banks)."""
+        return False
+
     def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
         """Return fresh adapter arrays of one layer, float32."""
         raise NotImplementedError

@@ -16,7 +16,9 @@ from peftjax.core.method import Kind, Layer, Method, Rows
 from peftjax.core.views import Axis, View, whole
 from peftjax.core.walker import evaluate, walk
 
-TOTAL = "gate total"  # an array of zeros beside the adapter's, see `gates`
+# Names beside an adapter's own: an array of zeros, see `gates`; and whether a row of a
+# bank is the base.
+TOTAL, BASE = "gate total", "base row"
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ def apply_formula(
 
     def formula(x: Any, p: Any, kernel: Any) -> Any:
         y = site.method.formula(p, x, kernel, b, key=key)
+        if BASE in p:
+            y = jnp.where(p[BASE], x @ kernel + b, y)
         return observe(y, p[TOTAL], site.method.gates(p, x)) if TOTAL in p else y
 
     with jax.default_matmul_precision(_name(precision.precision)):

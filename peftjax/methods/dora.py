@@ -20,8 +20,8 @@ from peftjax.methods.settings import check_count, check_dropout
 class DoRA(Method):
     """`y = m / ‖V‖ ∘ (x V) + b`, `V = K + s A B`, `s = alpha / r` (Eq. 5 of the paper).
 
-    Parameters: `a [in, r]`, `b [r, out]`, `magnitude [out]` (m); float32. A is uniform on
-    `±1/sqrt(in)`, B zero and m the column norms of K.
+    Parameters: `a [in, r]`, `b [r, out]`, `magnitude [out]` (m); float32. A is uniform
+    on `±1/sqrt(in)`, B zero and m the column norms of K.
 
     ‖V‖ is the norm of each column, a constant in the gradient (section 4.3 of the
     paper). It is summed from low-rank terms, `‖K‖² + 2 s (AᵀK)∘B + s² (AᵀA B)∘B`, so no
@@ -83,4 +83,6 @@ class DoRA(Method):
     def formula(self, p, x, kernel, bias, *, key=None):
         low = dropout(x, self.dropout, key) @ p["a"]
         y = x @ kernel + self.alpha / self.rank * (low @ p["b"])
-        return y * (p["magnitude"] / jax.lax.stop_gradient(self._norm(p, kernel))) + bias
+        return (
+            y * (p["magnitude"] / jax.lax.stop_gradient(self._norm(p, kernel))) + bias
+        )

@@ -71,9 +71,9 @@ class GLoRA(Method):
 
     Parameters by form. A and B: `"lora"` has `a_in [in, r]`, `a_out [r, out]`,
     `"vector"` `a [out]` (one number per output, on every input), `"constant"` `a []`;
-    likewise b. C: `"lora"` has `c_in [in, r]`, `c_out [r]`, `"vector"` `c [in]`. D and E:
-    `"vector"` `[out]`, `"constant"` `[]`. Float32; `a_out`, `b_out`, `c_in` and every
-    vector and constant start at zero, the other factors Xavier uniform.
+    likewise b. C: `"lora"` has `c_in [in, r]`, `c_out [r]`, `"vector"` `c [in]`. D and
+    E: `"vector"` `[out]`, `"constant"` `[]`. Float32; `a_out`, `b_out`, `c_in` and
+    every vector and constant start at zero, the other factors Xavier uniform.
 
     C shifts the input of the original kernel; the language-model fork of the authors
     merges it with the adapted one by mistake. Where the layer has no bias D is unused,
@@ -107,7 +107,9 @@ class GLoRA(Method):
             check_choice(self, name, allowed)
         check_choice(self, "semantics", ("elementwise", "matrix"))
         if len(self.ranks) != 3 or min(self.ranks) < 1:
-            raise ValueError(f"GLoRA(rank={self.rank}): expected one rank >= 1, or three")
+            raise ValueError(
+                f"GLoRA(rank={self.rank}): expected one rank >= 1, or three"
+            )
         if self.semantics == "matrix" and self.a == "vector":
             raise ValueError(
                 "GLoRA(a='vector', semantics='matrix'): expected 'lora', 'constant' or "
@@ -121,6 +123,10 @@ class GLoRA(Method):
     @property
     def uses_bias(self) -> bool:
         return self.d != "none"
+
+    @property
+    def forms_kernel(self) -> bool:
+        return self.a == "lora" and self.semantics == "elementwise"
 
     def check(self, site: Layer) -> None:
         for name, rank in zip("abc", self.ranks):

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from peftjax.core.method import Layer, Method
 from peftjax.methods.glora import GLoRA, Supports, generalized
@@ -26,13 +25,13 @@ class GLoRASupernet(Method):
     """The formula of `GLoRA` with the form of each support as data.
 
     Parameters: `a_in [in, r]`, `a_out [r, out]`, likewise b; `c_in [in, r]`,
-    `c_out [r]`; `d [out]`, `e [out]`; float32. Frozen: `structure` int32 `[5]`, the forms
-    of A … E (0 none, 1 constant, 2 vector, 3 LoRA), and `ranks` int32 `[3]`, those of A,
-    B and C. A new structure is a new array, so it compiles nothing.
+    `c_out [r]`; `d [out]`, `e [out]`; float32. Frozen: `structure` int32 `[5]`, the
+    forms of A … E (0 none, 1 constant, 2 vector, 3 LoRA), and `ranks` int32 `[3]`,
+    those of A, B and C. A new structure is a new array, so it compiles nothing.
 
     The cheaper forms share entries with the LoRA factors: vector is `a_out[0]`
-    (`c_in[:, 0]`), constant `a_out[0, 0]` (`d[0]`), rank q the first q columns and rows.
-    What a structure leaves out gets no gradient. A fresh supernet has the largest
+    (`c_in[:, 0]`), constant `a_out[0, 0]` (`d[0]`), rank q the first q columns and
+    rows. What a structure leaves out gets no gradient. A fresh supernet has the largest
     structure and is the frozen layer in every one.
 
     Attributes:
@@ -55,6 +54,10 @@ class GLoRASupernet(Method):
 
     @property
     def uses_bias(self) -> bool:
+        return True
+
+    @property
+    def forms_kernel(self) -> bool:
         return True
 
     @property
@@ -133,7 +136,8 @@ class GLoRASupernet(Method):
         if len(given) != 3 or not all(1 <= q <= self.rank for q in given):
             raise ValueError(f"ranks {given}: expected three of 1 … {self.rank}")
         rank = given[0] if len(set(given)) == 1 else given
-        return GLoRA(rank, *(FORMS[code] for code in codes))
+        forms: list[Any] = [FORMS[code] for code in codes]
+        return GLoRA(rank, *forms)
 
     def to_glora(self, p) -> tuple[GLoRA, dict[str, jax.Array]]:
         """Return the fixed method of one layer's structure and its own parameters.
@@ -147,7 +151,7 @@ class GLoRASupernet(Method):
                 f"structure has shape {p['structure'].shape}: expected [5]. Stacked "
                 "layers cannot have different fixed methods; unstack the model first"
             )
-        method = self.subnet(np.asarray(p["structure"]), np.asarray(p["ranks"]))
+        method = self.subnet(p["structure"].tolist(), p["ranks"].tolist())
         fixed: dict[str, Any] = {}
         for name, rank in zip("abc", method.ranks):
             left, right = p[f"{name}_in"], p[f"{name}_out"]

@@ -38,8 +38,8 @@ class HRA(Method):
         rank: r; odd only with `allow_non_identity`.
         orthogonal: `"none"`, or `"gram_schmidt"`: `H_1 … H_r` becomes `I - 2 Q Qᵀ` with
             Q the orthonormalised columns (the paper's λ = ∞).
-        penalty: λ of the loss term that pulls unit columns apart. `method.penalty(p)` is
-            that term of one layer.
+        penalty: λ of the loss term that pulls unit columns apart. `method.penalty(p)`
+            is that term of one layer.
         penalty_norm: `"frobenius"`, `λ ‖I - UᵀU‖` (all released code), or `"squared"`,
             `λ ‖I - UᵀU‖²` (the paper's text).
         side: `"input"`, or `"output"` as in the released LLaMA code,
@@ -88,11 +88,13 @@ class HRA(Method):
             raise ValueError(f"HRA(rank={self.rank}, init='pairs'): needs an even rank")
         if self.eps < 0 or (self.init == "small" and self.eps == 0):
             raise ValueError(
-                f"HRA(eps={self.eps}, init={self.init!r}): expected eps >= 0, and eps > 0 "
-                "for the small start"
+                f"HRA(eps={self.eps}, init={self.init!r}): expected eps >= 0, and eps "
+                "> 0 for the small start"
             )
         if self.orthogonal == "gram_schmidt" and self.form == "scan":
-            raise ValueError("HRA(form='scan'): Gram–Schmidt is no chain; use form='wy'")
+            raise ValueError(
+                "HRA(form='scan'): Gram–Schmidt is no chain; use form='wy'"
+            )
         share_name(self, "penalty", self._penalty)
         share_name(self, "init", self._init)
 
@@ -135,7 +137,9 @@ class HRA(Method):
         v = p["u"].astype(jnp.float32)
         if self.orthogonal == "gram_schmidt":
             return _orthonormal(v)
-        return v / jnp.sqrt(jnp.sum(v * v, axis=0) + self.eps)
+        squares = jnp.sum(v * v, axis=0) + self.eps
+        # A column of zeros, which pads a lower rank, reflects nothing.
+        return v / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
 
     def _penalty(self, p) -> jax.Array | float:
         if self.penalty == 0:
@@ -152,7 +156,7 @@ class HRA(Method):
         """Return `Tᵀ rows`, `[r, …]` (2 rows for orthonormal columns)."""
         if self.orthogonal == "gram_schmidt":
             return 2 * rows
-        inverse = 0.5 * jnp.eye(self.rank) + jnp.tril(u.T @ u, -1)
+        inverse = 0.5 * jnp.eye(u.shape[1]) + jnp.tril(u.T @ u, -1)
         return solve_triangular(inverse, rows, lower=True)
 
     def formula(self, p, x, kernel, bias, *, key=None):
@@ -162,7 +166,6 @@ class HRA(Method):
             low = u.astype(z.dtype)
             if self.form == "scan":
                 return _chain(z, low) + bias
-            # H_1 … H_r = I - U (Tᵀ Uᵀ)ᵀ … transposed: the last factor meets Uᵀ.
             return z - (z @ self._solve(u, u.T).T.astype(z.dtype)) @ low.T + bias
         if self.form == "scan":
             low = u.astype(kernel.dtype)
@@ -170,13 +173,15 @@ class HRA(Method):
                 return x @ _chain(kernel.T, low).T + bias
             return _chain(x, low, reverse=True) @ kernel + bias
         low = self._solve(u, u.T @ kernel)
-        return x @ kernel - (x @ u.astype(kernel.dtype)) @ low.astype(kernel.dtype) + bias
+        return (
+            x @ kernel - (x @ u.astype(kernel.dtype)) @ low.astype(kernel.dtype) + bias
+        )
 
     def unmerge(self, p, kernel: jax.Array) -> jax.Array:
         """Return K from the merged `K' [in, out]`.
 
-        `(I - U Tᵀ Uᵀ)⁻¹ = I + U (T⁻ᵀ - UᵀU)⁻¹ Uᵀ`: the chain in reverse order, exact for
-        eps > 0 as well. Gram–Schmidt is its own inverse.
+        `(I - U Tᵀ Uᵀ)⁻¹ = I + U (T⁻ᵀ - UᵀU)⁻¹ Uᵀ`: the chain in reverse order, exact
+        for eps > 0 as well. Gram–Schmidt is its own inverse.
         """
         if self.side == "output":  # K' = K H_1 … H_r, transposed, is the input side
             return replace(self, side="input").unmerge(p, kernel.T).T
@@ -184,7 +189,7 @@ class HRA(Method):
         rows = u.T @ kernel
         if self.orthogonal == "gram_schmidt":
             return kernel - 2 * u @ rows
-        inverse = 0.5 * jnp.eye(self.rank) - jnp.triu(u.T @ u)
+        inverse = 0.5 * jnp.eye(u.shape[1]) - jnp.triu(u.T @ u)
         return kernel + u @ solve_triangular(inverse, rows, lower=False)
 
 

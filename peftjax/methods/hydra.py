@@ -116,7 +116,9 @@ class Hydra(Method):
         return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
     def _branch(self, p, name: str, x, key):
-        bias = (p[f"{name}_a_bias"], p[f"{name}_b_bias"]) if self.branch_bias else (0, 0)
+        bias = (
+            (p[f"{name}_a_bias"], p[f"{name}_b_bias"]) if self.branch_bias else (0, 0)
+        )
         low = dropout(x @ p[f"{name}_a"] + bias[0], self.dropout, key)
         return low @ p[f"{name}_b"] + bias[1]
 

@@ -29,7 +29,8 @@ class IA3(Method):
         side: `"output"` or `"input"`.
 
     >>> import jax.numpy as jnp
-    >>> IA3()({"scale": jnp.array([2.0])}, jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.ones(1))
+    >>> p = {"scale": jnp.array([2.0])}
+    >>> IA3()(p, jnp.ones((1, 2)), jnp.ones((2, 1)), jnp.ones(1))
     Array([[6.]], dtype=float32)
     """
 

@@ -1,0 +1,95 @@
+"""A bank of adapters of one plan: many tasks on one base, in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Adapters = Mapping[str, Mapping[str, jax.Array]]
+
+
+def bank(adapters: Sequence[Adapters]) -> dict[str, dict[str, jax.Array]]:
+    """Stack adapters of one plan, for `peft.apply(..., adapter_ids=ids)`.
+
+    Adapters of lower rank are padded with zeros, which leaves each of them what it is
+    under the plan's own method (its scale included).
+
+    Args:
+        adapters: `{path: {name: array}}` each, with the same paths and names.
+
+    Returns:
+        The same tree, a first axis of `len(adapters)` on every array.
+
+    Raises:
+        ValueError: no adapters, or adapters of different plans; path and shapes named.
+
+    >>> one = {"fc/kernel": {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 4))}}
+    >>> two = {"fc/kernel": {"a": jnp.ones((3, 1)), "b": jnp.ones((1, 4))}}
+    >>> jax.tree.map(jnp.shape, bank([one, two]))
+    {'fc/kernel': {'a': (2, 3, 2), 'b': (2, 2, 4)}}
+    """
+    if not adapters:
+        raise ValueError("bank: expected at least one adapter, found none")
+    first = _names(adapters[0])
+    for index, other in enumerate(adapters):
+        if differ := sorted(first ^ _names(other)):
+            raise ValueError(
+                f"bank: adapter {index} is of another plan than adapter 0: "
+                f"{', '.join(map(':'.join, differ[:5]))} is in only one of them"
+            )
+    return {
+        path: {
+            name: _stack(f"{path}:{name}", [other[path][name] for other in adapters])
+            for name in p
+        }
+        for path, p in adapters[0].items()
+    }
+
+
+def _names(adapters: Adapters) -> set[tuple[str, str]]:
+    return {(path, name) for path, p in adapters.items() for name in p}
+
+
+def _stack(where: str, arrays: Sequence[Any]) -> jax.Array:
+    shapes = {tuple(array.shape) for array in arrays}
+    dimensions = {len(shape) for shape in shapes}
+    full = np.max(list(shapes), axis=0) if len(dimensions) == 1 else ()
+    varying = [i for i, n in enumerate(full) if any(s[i] != n for s in shapes)]
+    if len(dimensions) != 1 or len(varying) > 1:
+        raise ValueError(
+            f"bank: {where} has shapes {sorted(shapes)}; expected shapes that differ "
+            "in the rank alone"
+        )
+    padded = [
+        jnp.pad(array, [(0, n - m) for n, m in zip(full, array.shape)])
+        for array in arrays
+    ]
+    return jnp.stack(padded)
+
+
+def check_ids(ids: Any, adapters: Adapters) -> int:
+    """Return the number of rows; where ids are concrete, check that they exist.
+
+    Raises:
+        ValueError: ids are not one integer per row, or one is out of range.
+    """
+    if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(
+            f"adapter_ids: expected integers [rows], found {ids.dtype}{list(ids.shape)}"
+        )
+    count = jax.tree.leaves(adapters)[0].shape[0]
+    try:
+        known = np.asarray(ids)
+    except jax.errors.TracerArrayConversionError:
+        known = np.empty(0, int)
+    for row, value in enumerate(known):
+        if not -1 <= value < count:
+            raise ValueError(
+                f"adapter_ids[{row}] = {value}: expected -1 (the base) to {count - 1}, "
+                f"for the bank holds {count} adapters"
+            )
+    return ids.shape[0]
