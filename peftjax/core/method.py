@@ -79,7 +79,7 @@ class Method:
 
     @property
     def forms_kernel(self) -> bool:
-        """Whether the formula builds an array of the kernel's size (costly in banks)."""
+        """Whether the formula builds an array of the kernel's size (bad in banks)."""
         return False
 
     def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:

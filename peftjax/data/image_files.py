@@ -1,0 +1,196 @@
+"""Image tasks from local files: npz, class folders, and the VTAB-1k folders."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peftjax.data import source, vtab, vtab_folder, writer
+from peftjax.data.images import decode
+
+Item = tuple[bytes, int, str]
+
+
+def prepare_npz(file: str | os.PathLike[str], data_dir: str | os.PathLike[str]) -> Path:
+    """Write an npz file as `<data_dir>/images/<stem>/1.0.0`.
+
+    Args:
+        file: holds `<split>_images` (uint8 `[N, H, W, 1 or 3]`) and `<split>_labels`
+            (integers `[N]`) for each split, and perhaps `class_names` and
+            `<split>_files`.
+        data_dir: TFDS's data folder.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        ValueError: the file is damaged, needs pickle, or does not hold such arrays.
+        FileExistsError: the task is in `data_dir` already.
+    """
+    path = Path(file)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            content = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a whole npz file of arrays ({error})") from error
+    names = [key.removesuffix("_images") for key in content if key.endswith("_images")]
+    if not names:
+        raise ValueError(f"{path}: no array named <split>_images; found {[*content]}")
+    labels = {split: _arrays(path, content, split)[1] for split in names}
+    classes = [str(name) for name in content.get("class_names", ())]
+    count = len(classes) or 1 + max(
+        int(part.max(initial=0)) for part in labels.values()
+    )
+    for split, part in labels.items():
+        source.check_labels(f"{path}, {split}_labels", part, 0, count - 1)
+
+    def items(split: str) -> Iterator[Item]:
+        pictures, part = _arrays(path, content, split)
+        files = content.get(f"{split}_files", np.arange(len(part)))
+        for picture, label, name in zip(pictures, part, files, strict=True):
+            yield _png(picture), int(label), str(name)
+
+    return _write(
+        "images", path.stem, classes or count, {s: items(s) for s in names}, data_dir
+    )
+
+
+def prepare_folder(
+    folder: str | os.PathLike[str], data_dir: str | os.PathLike[str]
+) -> Path:
+    """Write `<folder>/<split>/<class>/<image>` as `<data_dir>/images/<folder>/1.0.0`.
+
+    Classes are numbered in alphabetical order over all splits.
+
+    Args:
+        folder: holds one folder per split.
+        data_dir: TFDS's data folder.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        ValueError: there is no such layout, or an image is damaged.
+        FileExistsError: the task is in `data_dir` already.
+    """
+    root = Path(folder)
+    splits = [split for split in _visible(root) if split.is_dir()]
+    classes = sorted(
+        {kind.name for split in splits for kind in _visible(split) if kind.is_dir()}
+    )
+    if not classes:
+        raise ValueError(f"{root}: expected <split>/<class>/<image> below it")
+
+    def items(split: Path) -> Iterator[Item]:
+        for label, kind in enumerate(classes):
+            for path in _visible(split / kind):
+                yield path.read_bytes(), label, f"{kind}/{path.name}"
+
+    parts = {split.name: items(split) for split in splits}
+    return _write("images", root.name, classes, parts, data_dir)
+
+
+def prepare_vtab(
+    task: str, root: str | os.PathLike[str], data_dir: str | os.PathLike[str]
+) -> Path:
+    """Write a task's folder of the torch papers as `<data_dir>/vtab/<task>/1.0.0`.
+
+    Args:
+        task: a name of `vtab.TASKS` and of its folder.
+        root: the folder of the task folders; see `vtab_folder`.
+        data_dir: TFDS's data folder.
+
+    Returns:
+        The folder written, with the splits `train800`, `val200` and `test`.
+
+    Raises:
+        MissingData: a list or an image is absent.
+        ValueError: a malformed list, a label out of range, a damaged image, or a
+            `train800val200.txt` that is not the two other lists together.
+        FileExistsError: the task is in `data_dir` already.
+    """
+    spec = vtab.get_task(task)
+    lists = {name: vtab_folder.read(root, task, name) for name in vtab_folder.SPLITS}
+    both = lists.pop("train800val200")
+    if sorted(both) != sorted(lists["train800"] + lists["val200"]):
+        raise ValueError(
+            f"{Path(root) / task / 'train800val200.txt'}: expected the images and "
+            "labels of train800.txt and val200.txt together"
+        )
+    for name, files in lists.items():
+        labels = np.array([label for _, label in files])
+        where = str(Path(root) / task / f"{name}.txt")
+        source.check_labels(where, labels, 0, spec.classes - 1)
+
+    def items(name: str) -> Iterator[Item]:
+        base = Path(root) / task
+        for path, label in lists[name]:
+            yield path.read_bytes(), label, path.relative_to(base).as_posix()
+
+    parts = {name: items(name) for name in lists}
+    return _write("vtab", task, spec.classes, parts, data_dir)
+
+
+def _write(
+    name: str,
+    task: str,
+    classes: Sequence[str] | int,
+    splits: Mapping[str, Iterator[Item]],
+    data_dir: str | os.PathLike[str],
+) -> Path:
+    def records(items: Iterator[Item]) -> Iterator[Mapping[str, Any]]:
+        for content, label, file in items:
+            decode(content, file)
+            yield {"image": content, "label": label, "file": file}
+
+    builder = writer.image_builder(name, task, classes)
+    parts = {split: records(items) for split, items in splits.items()}
+    return writer.write(builder, task, parts, data_dir)
+
+
+def _arrays(
+    path: Path, content: Mapping[str, np.ndarray], split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    pictures, labels = content[f"{split}_images"], content.get(f"{split}_labels")
+    if (
+        pictures.dtype != np.uint8
+        or pictures.ndim != 4
+        or pictures.shape[3] not in (1, 3)
+    ):
+        raise ValueError(
+            f"{path}, {split}_images: expected uint8 [N, H, W, 1 or 3], found "
+            f"{pictures.dtype} {list(pictures.shape)}"
+        )
+    if (
+        labels is None
+        or labels.shape != pictures.shape[:1]
+        or labels.dtype.kind not in "iu"
+    ):
+        found = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
+        raise ValueError(
+            f"{path}, {split}_labels: expected {len(pictures)} integers, found {found}"
+        )
+    return pictures, labels
+
+
+def _png(picture: np.ndarray) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    single = picture.shape[2] == 1
+    image = Image.fromarray(picture[:, :, 0] if single else picture)
+    # Higher levels take several times longer and save little on small photographs.
+    image.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def _visible(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

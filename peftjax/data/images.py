@@ -1,0 +1,243 @@
+"""Images of any task: decoded as torch papers decode them, resized, normalised.
+
+Preprocessing of the VTAB-1k papers, training and test alike: resize to a square with
+bicubic interpolation, no crop, no flip, then [0, 1], then one of two normalisations.
+Decoding and resizing are Pillow's, as in those papers, so that pixels agree.
+"""
+
+from __future__ import annotations
+
+import io
+import operator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from peftjax.data import source
+from peftjax.data.fingerprint import fingerprint
+
+Normalisation = Literal["imagenet", "unit"]
+Encoded = tuple[bytes, str]
+_CHUNK = 256
+
+# Mean and standard deviation of each channel, of pixels in [0, 1].
+NORMALISATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+class Images:
+    """A column of images that batches like a uint8 array `[N, size, size, 3]`.
+
+    `images[rows]` decodes and resizes the rows taken, over the machine's cores; where a
+    split fits in memory, `np.asarray(images)` does it once for all.
+
+    Args:
+        read: returns the images of some rows, encoded, with their names for messages.
+        length: N.
+        size: height and width.
+        scale: pixels are multiplied by it (255 where a data set stores 0 and 1).
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Sequence[int]], list[Encoded]],
+        length: int,
+        size: int,
+        scale: int = 1,
+    ):
+        self.read, self.length, self.size, self.scale = read, length, size, scale
+        self.shape = (length, size, size, 3)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        rows = np.arange(self.length)[rows].tolist()
+        result = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            result[part] = self._map(lambda x: resize(x, self.size), rows[part])
+        return result
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def originals(self) -> Iterator[np.ndarray]:
+        """Yield every image in its own size, uint8 `[H, W, 3]`."""
+        for start in range(0, self.length, _CHUNK):
+            rows = range(start, min(start + _CHUNK, self.length))
+            yield from self._map(np.asarray, rows)
+
+    def _map(
+        self, function: Callable[[Any], np.ndarray], rows: Sequence[int]
+    ) -> list[np.ndarray]:
+        # Pillow leaves the interpreter lock while it decodes and resizes.
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(lambda x: function(self._image(*x)), self.read(rows)))
+
+    def _image(self, content: bytes, name: str) -> Any:
+        image = decode(content, name)
+        if self.scale == 1:
+            return image
+        return image.point(lambda value: min(value * self.scale, 255))
+
+
+class Split(NamedTuple):
+    """One split of an image task.
+
+    Attributes:
+        name: of the task, for results.
+        split: of the task.
+        images: `[N, size, size, 3]`, uint8, read when indexed.
+        labels: `[N]`, int32.
+        classes: number of classes.
+        published: number of examples of the published split, if there is one.
+    """
+
+    name: str
+    split: str
+    images: Images
+    labels: np.ndarray
+    classes: int
+    published: int | None = None
+
+    def arrays(self, in_memory: bool = False) -> dict[str, Any]:
+        """Return `image` and `label` for `peftjax.data.pipeline`.
+
+        Args:
+            in_memory: decode all images now; right for 1,000 training images that are
+                read once per epoch, wrong for a test split of 70,000.
+        """
+        images = np.asarray(self.images) if in_memory else self.images
+        return {"image": images, "label": self.labels}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fingerprint, over the decoded images in their own size."""
+        rows = ([repr(x.shape).encode(), x.tobytes()] for x in self.images.originals())
+        result = fingerprint(rows, self.labels, self.classes)
+        result = {"dataset": self.name, "split": self.split} | result
+        known = self.published is not None
+        return result | {"published": self.published} if known else result
+
+
+def decode(content: bytes, name: str) -> Any:
+    """Return an encoded image as an RGB `PIL.Image`; grey becomes three equal channels.
+
+    Raises:
+        ValueError: the bytes are no whole image; the message holds `name`.
+    """
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: not a whole image ({error})") from error
+
+
+def resize(image: Any, size: int) -> np.ndarray:
+    """Return a `PIL.Image` as uint8 `[size, size, 3]`, by bicubic interpolation."""
+    from PIL import Image
+
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def normalise(images: Any, how: Normalisation = "imagenet") -> Any:
+    """Return pixels as a model reads them; NumPy in, NumPy out, and JAX likewise.
+
+    `"imagenet"` is that of NOAH, FacT, RepAdapter, GLoRA and Hydra, `"unit"` (pixels in
+    [0, 1] as they are) that of VPT, SSF and Binary-Adapter: results of one do not
+    compare with results of the other. Inside a jitted step it moves a quarter of the
+    bytes to the device.
+
+    Args:
+        images: `[..., 3]`, uint8.
+        how: `"imagenet"` or `"unit"`.
+
+    Returns:
+        `[..., 3]`, float32: `(images / 255 - mean) / std`.
+
+    Raises:
+        ValueError: there is no such normalisation, or the images are not uint8.
+    """
+    if how not in NORMALISATIONS:
+        raise source.unknown("normalisation", how, NORMALISATIONS)
+    if images.dtype != np.uint8:
+        raise ValueError(f"images: expected uint8, found {images.dtype}")
+    mean, std = (np.array(values, np.float32) for values in NORMALISATIONS[how])
+    return (images.astype(np.float32) / np.float32(255) - mean) / std
+
+
+def load(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    size: int,
+) -> Split:
+    """Open one split of a task that `experiments.prepare_data images` made.
+
+    Args:
+        name: of the npz file or class folder it was made from.
+        split: of the source, such as `"train"`, `"val"`, `"test"`.
+        data_dir: TFDS's data folder.
+        size: height and width that images are resized to.
+
+    Raises:
+        MissingData: no such task or split.
+        ValueError: an image is damaged or a label out of range.
+    """
+    opened = source.open_split(f"images/{name}", split, data_dir)
+    labels, images = read_source(opened, len(opened.classes), size)
+    return Split(f"images/{name}", split, images, labels, len(opened.classes))
+
+
+def read_source(
+    opened: source.Source,
+    classes: int,
+    size: int,
+    label: Callable[[Any], int] | str = "label",
+    scale: int = 1,
+) -> tuple[np.ndarray, Images]:
+    """Return labels and images of an opened split.
+
+    Args:
+        opened: of `source.open_split`.
+        classes: number of classes.
+        size: height and width that images are resized to.
+        label: derives the label from an example, or names its annotation.
+        scale: as in `Images`.
+
+    Raises:
+        ValueError: a label out of range.
+    """
+    derive = operator.itemgetter(label) if isinstance(label, str) else label
+    labels = np.array([derive(row) for row in opened], np.int32)
+    source.check_labels(opened.where, labels, 0, classes - 1)
+
+    def read(rows: Sequence[int]) -> list[Encoded]:
+        names = (f"{opened.where}, example {row}" for row in rows)
+        return [(found["image"], name) for found, name in zip(opened.take(rows), names)]
+
+    return labels, Images(read, len(labels), size, scale)
+
+
+def read_files(
+    where: str, files: Sequence[tuple[Path, int]], classes: int, size: int
+) -> tuple[np.ndarray, Images]:
+    """Return labels and images of files; see `read_source`."""
+    labels = np.array([label for _, label in files], np.int32)
+    source.check_labels(where, labels, 0, classes - 1)
+
+    def read(rows: Sequence[int]) -> list[Encoded]:
+        paths = [files[row][0] for row in rows]
+        return [(path.read_bytes(), str(path)) for path in paths]
+
+    return labels, Images(read, len(files), size)

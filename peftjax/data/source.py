@@ -1,0 +1,207 @@
+"""Splits of TensorFlow Datasets, opened by their official names without TensorFlow.
+
+Whether a data set was downloaded and built by TFDS or prepared from local files by
+`experiments.prepare_data`, it lies under `data_dir/<name>/<version>` and is read here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_CHUNK = 1024
+_PREPARE = (
+    "prepare it from local files (python -m experiments.prepare_data "
+    "glue|vtab|images --source DIR --data-dir DIR), or call again with download=True"
+)
+
+
+class MissingData(FileNotFoundError):
+    """A data set or a split is not under the data folder."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split, readable at random.
+
+    Attributes:
+        where: its name and split, for messages.
+        rows: TFDS's data source; text comes as bytes, images as encoded bytes.
+        classes: names of the classes of its `label`; empty where it has none.
+        files: the record files it lies in, with the examples it takes from each.
+    """
+
+    where: str
+    rows: Any
+    classes: tuple[str, ...]
+    files: tuple[tuple[str, int, int], ...]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        # One call per example costs ten times as much as one per chunk.
+        for start in range(0, len(self.rows), _CHUNK):
+            yield from self.take(range(start, min(start + _CHUNK, len(self.rows))))
+
+    def take(self, rows: Sequence[int]) -> list[Mapping[str, Any]]:
+        """Return some examples.
+
+        Raises:
+            ValueError: the records are damaged.
+        """
+        try:
+            return self.rows.__getitems__(rows)
+        except RuntimeError as error:
+            raise ValueError(f"{self.where}: damaged records ({error})") from error
+
+    def digest(self) -> str:
+        """Return a hash of the record files' bytes and of the range read from them."""
+        result = hashlib.sha256()
+        for filename, skip, take in self.files:
+            with open(filename, "rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            result.update(f"{content} {skip} {take}\n".encode())
+        return result.hexdigest()
+
+
+def tfds() -> Any:
+    """Return the module `tensorflow_datasets`.
+
+    Raises:
+        ImportError: it is absent; says which extra to install.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError(
+            "data sets are read through tensorflow-datasets: "
+            "pip install 'peftjax[data]'"
+        ) from error
+    return tensorflow_datasets
+
+
+def open_split(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    download: bool = False,
+) -> Source:
+    """Open one split of a data set that TFDS can read.
+
+    Args:
+        name: TFDS name, `"glue/cola"` or with a version `"kitti:3.2.0"`.
+        split: TFDS split, `"train"` or `"train[:800]+validation[:200]"`.
+        data_dir: TFDS's data folder; by default TFDS's own default.
+        download: let TFDS download and build what is absent. This needs the network,
+            and TensorFlow for some data sets.
+
+    Raises:
+        MissingData: no such data set or split in `data_dir`.
+        ImportError: tensorflow-datasets, or what it needs to build, is absent.
+        ValueError: the records do not allow random access, or the split is empty.
+    """
+    library = tfds()
+    if download:
+        _download(library, name, data_dir)
+    builder = _prepared(name, data_dir)
+    try:
+        instructions = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        raise MissingData(
+            f"{name} in {builder.data_path}: no split {split!r}; it holds "
+            f"{', '.join(builder.info.splits)}"
+        ) from error
+    if not any(item.take for item in instructions):
+        raise ValueError(f"{name}, split {split!r} in {builder.data_path}: no examples")
+    features = builder.info.features
+    images = [key for key, kind in features.items() if _is_image(library, kind)]
+    decoders = {key: library.decode.SkipDecoding() for key in images}
+    try:
+        rows = builder.as_data_source(split, decoders=decoders)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{builder.data_path} holds {builder.info.file_format} records, which "
+            "allow no random access: prepare it with file_format='array_record'"
+        ) from error
+    files = tuple((item.filename, item.skip, item.take) for item in instructions)
+    label = features["label"] if "label" in features else None
+    return Source(f"{name}:{split}", rows, tuple(getattr(label, "names", ())), files)
+
+
+def splits(
+    name: str, data_dir: str | os.PathLike[str] | None = None
+) -> tuple[str, ...]:
+    """Return the splits that `data_dir` holds of a data set; none if it is absent."""
+    tfds()
+    try:
+        return tuple(_prepared(name, data_dir).info.splits)
+    except MissingData:
+        return ()
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
+    """Return the error for a name that is none of `known`, with the nearest ones.
+
+    >>> unknown("GLUE task", "mrcp", ["cola", "mrpc"])
+    ValueError("unknown GLUE task 'mrcp': did you mean mrpc? There are cola, mrpc")
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return ValueError(f"unknown {what} {name!r}: {hint}There are {', '.join(known)}")
+
+
+def check_labels(where: str, labels: np.ndarray, low: float, high: float) -> None:
+    """Raise ValueError unless every label lies from `low` to `high`; NaN does not."""
+    wrong = np.flatnonzero(~((labels >= low) & (labels <= high)))
+    if len(wrong):
+        raise ValueError(
+            f"{where}: example {wrong[0]} has the label {labels[wrong[0]]}; expected "
+            f"{low} to {high} ({len(wrong)} of {len(labels)} labels are out of range)"
+        )
+
+
+def check_size(name: str, examples: int, published: int) -> None:
+    """Warn where a split has not its published size."""
+    if examples != published:
+        warnings.warn(
+            f"{name}: {examples} examples, where the published split has {published}; "
+            "results do not compare with published ones",
+            stacklevel=3,
+        )
+
+
+def _is_image(library: Any, feature: Any) -> bool:
+    return isinstance(feature, library.features.Image)
+
+
+def _prepared(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    # From files, never from the code of a builder: the code of some is not registered
+    # before its module is imported, and a version other than its own is not found.
+    try:
+        return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except registered.DatasetNotFoundError as error:
+        where = Path(data_dir).absolute() if data_dir else "TFDS's default data folder"
+        raise MissingData(f"{name} is not in {where}: {_PREPARE}") from error
+
+
+def _download(library: Any, name: str, data_dir: Any) -> None:
+    # TFDS registers GLUE only when this module is imported.
+    import tensorflow_datasets.text.glue  # noqa: F401
+
+    builder = library.builder(name, data_dir=data_dir, file_format="array_record")
+    try:
+        builder.download_and_prepare()
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"TFDS needs {error.name} to build {name}: pip install 'peftjax[prepare]'"
+        ) from error

@@ -1,0 +1,151 @@
+"""A model's own `tokenizer.json`, and text turned into padded columns with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from peftjax.data.ragged import Ragged
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BUCKETS = (16, 32, 64, 128, 256, 512)
+_PADS = ("[PAD]", "<pad>", "<|endoftext|>")
+
+
+class Tokens(NamedTuple):
+    """Token rows one after the other.
+
+    Attributes:
+        ids: `[T]`, int32.
+        types: `[T]`, int8; 1 on the second text of a pair, as the model's file says.
+        starts: `[N + 1]`, int64; row i is `ids[starts[i]:starts[i + 1]]`.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    starts: np.ndarray
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Read a tokenizer.
+
+    Args:
+        path: `tokenizer.json`, or the folder of the model that holds it.
+
+    Raises:
+        ImportError: `tokenizers` is absent.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no tokenizer.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise ImportError(
+            "tokenising needs tokenizers: pip install 'peftjax[text]'"
+        ) from error
+    file = tokenizer_file(path)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:
+        raise ValueError(f"{file}: not a tokenizer.json ({error})") from error
+    # Lengths belong to the caller, not to what the file was last used with.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def tokenizer_file(path: str | os.PathLike[str]) -> Path:
+    """Return the `tokenizer.json` of a model's folder, or the file itself."""
+    file = Path(path)
+    file = file / "tokenizer.json" if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file}: no such file; expected the tokenizer.json of the model"
+        )
+    return file
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """Return the id that rows are padded with.
+
+    Raises:
+        ValueError: the tokenizer has none of the usual padding tokens.
+    """
+    for token in _PADS:
+        found = tokenizer.token_to_id(token)
+        if found is not None:
+            return found
+    raise ValueError(
+        f"the tokenizer has no padding token: expected one of {', '.join(_PADS)}"
+    )
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[Sequence[str]], max_length: int
+) -> Tokens:
+    """Tokenise single texts or pairs, with the special tokens the file asks for.
+
+    Args:
+        tokenizer: of `load_tokenizer`.
+        texts: one list of N texts, or two lists of N for pairs.
+        max_length: rows are cut to it, special tokens included; of a pair the longer
+            text is cut first.
+
+    Raises:
+        ValueError: not one or two lists of one length, or `max_length` leaves no room
+            for text.
+    """
+    if len(texts) not in (1, 2) or len({len(column) for column in texts}) != 1:
+        raise ValueError(
+            "texts: expected one list, or two lists of one length, found lengths "
+            f"{[len(column) for column in texts]}"
+        )
+    special = tokenizer.num_special_tokens_to_add(is_pair=len(texts) == 2)
+    if max_length < special + len(texts):
+        raise ValueError(
+            f"max_length={max_length}: expected at least {special + len(texts)}, since "
+            f"the tokenizer adds {special} tokens"
+        )
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    try:
+        rows = tokenizer.encode_batch_fast(
+            list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
+        )
+    finally:
+        tokenizer.no_truncation()
+    lengths = [len(row) for row in rows]
+    return Tokens(
+        np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32),
+        np.fromiter(chain.from_iterable(row.type_ids for row in rows), np.int8),
+        np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+    )
+
+
+def columns(
+    tokens: Tokens, pad: int, buckets: Sequence[int] = BUCKETS
+) -> dict[str, Ragged]:
+    """Return what a text model reads, as columns for `peftjax.data.pipeline`.
+
+    Args:
+        tokens: N rows of `encode`.
+        pad: id of the padding token.
+        buckets: the lengths that batches may have. Padding never decides which examples
+            form a batch.
+
+    Returns:
+        `input_ids`, `attention_mask`, `token_type_ids`, each of length N; a batch of
+        them is `[B, L]`, int32.
+    """
+    ones = np.broadcast_to(np.int8(1), tokens.ids.shape)
+    return {
+        "input_ids": Ragged(tokens.ids, tokens.starts, pad, buckets),
+        "attention_mask": Ragged(ones, tokens.starts, 0, buckets),
+        "token_type_ids": Ragged(tokens.types, tokens.starts, 0, buckets),
+    }
