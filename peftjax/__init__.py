@@ -3,11 +3,12 @@
 from importlib import import_module
 from types import ModuleType
 
-from peftjax.core.adapt import Peft, adapt
+from peftjax.core.adapt import adapt
 from peftjax.core.affine import NotMergeable
 from peftjax.core.bank import bank
 from peftjax.core.method import Layer, Method, dropout
 from peftjax.core.nnx import from_nnx, to_nnx
+from peftjax.core.peft import Peft
 from peftjax.methods.composition import Composition
 from peftjax.methods.convert import to_lora
 from peftjax.methods.dora import DoRA

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Adapters = Mapping[str, Mapping[str, jax.Array]]
+from peftjax.core.call import Call
+from peftjax.core.site import BASE, Adapters, Site
 
 
 def bank(adapters: Sequence[Adapters]) -> dict[str, dict[str, jax.Array]]:
@@ -93,3 +95,48 @@ def check_ids(ids: Any, adapters: Adapters) -> int:
                 f"for the bank holds {count} adapters"
             )
     return ids.shape[0]
+
+
+def apply_rows(
+    apply: Callable[..., Any],
+    sites: Sequence[Site],
+    call: Call,
+    bank: Adapters,
+    ids: jax.Array,
+) -> Any:
+    """Run each row of a batch with its own adapter of a bank: the call, vmapped.
+
+    Args:
+        apply: `(adapters, *args, **kwargs)`, for one adapter.
+        sites: of the plan.
+        call: the arguments; the first array has one row per id.
+        bank: stacked adapters.
+        ids: integers `[rows]`, -1 for the base.
+    """
+    rows = check_ids(ids, bank)
+    costly = [site.path for site in sites if site.method.forms_kernel]
+    if costly:
+        warnings.warn(
+            f"a bank forms one kernel for each row at {costly[0]} and "
+            f"{len(costly) - 1} other sites; a method without it is far cheaper",
+            stacklevel=4,
+        )
+    axes = [0 if leaf.shape[:1] == (rows,) else None for leaf in call.dynamic]
+
+    def take(array: jax.Array) -> jax.Array:
+        return jnp.take(array, jnp.maximum(ids, 0), axis=0, mode="fill")
+
+    def row(adapters: Adapters, is_base: jax.Array, dynamic: list[Any]) -> Any:
+        single = [x if ax is None else x[None] for x, ax in zip(dynamic, axes)]
+        args, kwargs = call.arguments(single)
+        marked = {path: {**p, BASE: is_base} for path, p in adapters.items()}
+        output = apply(marked, *args, **kwargs)
+        return jax.tree.map(lambda y: y[0], output)
+
+    if not call.dynamic or axes[0] is None:
+        raise ValueError(
+            f"adapter_ids holds {rows} ids, but the first array has shape "
+            f"{tuple(call.dynamic[0].shape) if call.dynamic else 'none'}"
+        )
+    adapters = jax.tree.map(take, bank)
+    return jax.vmap(row, (0, 0, axes))(adapters, ids < 0, call.dynamic)

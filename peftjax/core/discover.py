@@ -7,7 +7,7 @@ out of a layer is a `Product` until something other than the layer's bias is don
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from peftjax.core.layout import LAYOUT, leading_index, row_lookup
 from peftjax.core.method import Kind
-from peftjax.core.views import Atom, Axis, View, group, shape, whole
+from peftjax.core.uses import Findings, Leaf, Product, Use, bias_groups
+from peftjax.core.views import TOKENS, Atom, Axis, group, shape, whole
 from peftjax.core.walker import (
     JIT,
     REMAT,
@@ -25,71 +26,6 @@ from peftjax.core.walker import (
     walk,
     while_parts,
 )
-
-_TOKENS = 1000  # the first axis number that stands for no axis of the weight
-
-
-@dataclass(frozen=True)
-class Leaf(Symbol):
-    """A parameter, or a view of it.
-
-    Attributes:
-        index: the parameter's position among the model's leaves.
-        view: its axes now.
-        dropped: stacked axes taken off on the way, with what took them.
-        repeat: how often the surrounding loops run.
-        adapted: a formula is to be evaluated here.
-        integer: it is stored in integers, so that a scale follows.
-    """
-
-    index: int
-    view: View
-    dropped: tuple[tuple[Axis, Any], ...] = ()
-    repeat: int = 1
-    adapted: bool = False
-    integer: bool = False
-
-
-@dataclass(frozen=True)
-class Product(Symbol):
-    """The output of one use of a weight; axes hold atoms of the weight or tokens."""
-
-    use: Use
-    view: View
-
-
-@dataclass(eq=False)
-class Use:
-    """One use of an adapted weight by the model."""
-
-    leaf: int
-    kind: Kind
-    stack: tuple[Axis, ...]
-    d_in: Axis
-    d_out: Axis
-    rows: int
-    dropped: tuple[tuple[Axis, Any], ...]
-    spatial: tuple[int, ...] = ()
-    repeat: int = 1
-    biases: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Findings:
-    """Everything known of the parameters of a model.
-
-    Attributes:
-        uses: per adapted leaf, the recognised uses.
-        opaque: per adapted leaf, why a use is not recognised.
-        elsewhere: leaves used otherwise than as the bias of an adapted weight.
-        seen: leaves that are used at all.
-    """
-
-    uses: dict[int, list[Use]] = field(default_factory=dict)
-    opaque: dict[int, list[str]] = field(default_factory=dict)
-    elsewhere: dict[int, list[str]] = field(default_factory=dict)
-    seen: set[int] = field(default_factory=set)
 
 
 class GroupedConvolution(ValueError):
@@ -263,7 +199,7 @@ class _Pass:
         products = [o for o in operands if isinstance(o, Product)]
         leaves = [o for o in operands if isinstance(o, Leaf) and not o.adapted]
         if len(products) == len(leaves) == 1:
-            groups = _bias_groups(products[0], leaves[0])
+            groups = bias_groups(products[0], leaves[0])
             if groups is not None:
                 products[0].use.biases.append((leaves[0].index, groups))
                 return [None]
@@ -375,41 +311,4 @@ def _free(ndim: int, *taken: Sequence[int]) -> list[int]:
 
 
 def _token(index: int, size: int) -> Axis:
-    return (Atom(_TOKENS + index, 1, size),)
-
-
-def _bias_groups(product: Product, leaf: Leaf) -> tuple[Axis, ...] | None:
-    """Return a leaf's axes as `[*stack, out]` if it is the bias of a product.
-
-    It is one if it holds one number per output, in the order of the outputs, and was
-    taken from its stack together with the weight.
-    """
-    use = product.use
-    if len(leaf.view) != len(product.view) or len(leaf.dropped) != len(use.dropped):
-        return None
-    of: dict[Axis, Axis] = {}
-    for (axis, token), (bias_axis, bias_token) in zip(use.dropped, leaf.dropped):
-        if token != bias_token or shape((axis,)) != shape((bias_axis,)):
-            return None
-        of[axis] = bias_axis
-    out: list[Atom] = []
-    out_bias: list[Atom] = []
-    for axis, bias_axis in zip(product.view, leaf.view, strict=True):
-        is_weight = any(atom.axis < _TOKENS for atom in axis)
-        if not is_weight:
-            if any(atom.size != 1 for atom in bias_axis):
-                return None
-        elif shape((axis,)) != shape((bias_axis,)):
-            return None
-        elif axis in use.stack:
-            of[axis] = bias_axis
-        else:
-            out += [atom for atom in axis if atom.size != 1]
-            out_bias += [atom for atom in bias_axis if atom.size != 1]
-    if not (_sorted(out) and _sorted(out_bias)):
-        return None
-    return (*(of[axis] for axis in use.stack), tuple(out_bias))
-
-
-def _sorted(atoms: list[Atom]) -> bool:
-    return atoms == sorted(atoms, key=lambda atom: (atom.axis, -atom.stride))
+    return (Atom(TOKENS + index, 1, size),)

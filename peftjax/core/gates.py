@@ -7,8 +7,14 @@ first argument through and gives that array the gate's sum as its cotangent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+# The name under which the array of zeros lies beside a site's own arrays.
+TOTAL = "gate total"
 
 
 @jax.custom_vjp
@@ -35,3 +41,22 @@ def _backward(residual: tuple, cotangent: jax.Array) -> tuple:
 
 
 observe.defvjp(_forward, _backward)
+
+
+def mean_gates(
+    run: Callable[[dict[str, jax.Array]], Any], zeros: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Return the mean gates of each site, `[*stack, heads]` float32.
+
+    Args:
+        run: a forward pass, given the arrays of zeros by site.
+        zeros: `{path: [*stack, heads + 1]}`.
+    """
+
+    def total(zeros: dict[str, jax.Array]) -> jax.Array:
+        outputs = jax.tree.leaves(run(zeros))
+        floats = [o for o in outputs if jnp.issubdtype(o.dtype, jnp.floating)]
+        return jnp.sum(jnp.stack([jnp.sum(o.astype(jnp.float32)) for o in floats]))
+
+    found = jax.grad(total)(zeros)
+    return {path: sums[..., :-1] / sums[..., -1:] for path, sums in found.items()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,67 +13,19 @@ from jax import lax
 
 from peftjax.core.layout import LAYOUT, leading_index
 from peftjax.core.method import Rows
+from peftjax.core.rows import ConvInput, Lookup
 from peftjax.core.site import Precision, Site, apply_formula
-from peftjax.core.views import Axis, View, arrange, group, restore, shape, whole
+from peftjax.core.views import TOKENS, Axis, arrange, group, restore, shape, whole
 from peftjax.core.walker import (
     JIT,
     REMAT,
-    Symbol,
     evaluate,
     remat,
     scan_parts,
     walk,
     while_parts,
 )
-
-_TOKENS = 1000
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("value", "params", "bias", "key"),
-    meta_fields=("site", "view", "stack"),
-)
-@dataclass(frozen=True)
-class Weight(Symbol):
-    """An adapted weight on its way through the model.
-
-    Attributes:
-        value: the frozen array, in the view that the model has made of it.
-        params: adapter arrays, the stacked axes still to come in front.
-        bias: `[*stack, out]` where the formula takes the bias, else None.
-        key: dropout keys `[*stack]`, or None.
-        site: the static facts.
-        view: the axes of `value`.
-        stack: the stacked axes still to come.
-    """
-
-    value: jax.Array
-    params: dict[str, jax.Array]
-    bias: jax.Array | None
-    key: jax.Array | None
-    site: Site
-    view: View
-    stack: tuple[Axis, ...]
-
-    def map(self, function: Callable[[jax.Array], jax.Array]) -> Weight:
-        """Apply a function to all that carries the stacked axes in front."""
-        carried = self.params, self.bias, self.key
-        params, bias, key = jax.tree.map(function, carried)
-        return replace(self, params=params, bias=bias, key=key)
-
-    def place(self, axis: Axis) -> int:
-        return self.stack.index(axis)
-
-    def leading(self) -> Weight:
-        """Bring the stacked axis that is first in the view to the front."""
-        place = self.place(self.view[0])
-        return self.map(lambda array: jnp.moveaxis(array, place, 0))
-
-    def member(self) -> Weight:
-        """Describe one layer, after the leading axis of every array was taken off."""
-        rest = tuple(axis for axis in self.stack if axis != self.view[0])
-        return replace(self, view=self.view[1:], stack=rest)
+from peftjax.core.weight import Weight
 
 
 def lift(jaxpr: Any, values: Sequence[Any]) -> list[jax.Array]:
@@ -194,7 +146,7 @@ class _Lift:
         contracted, batched = contract[side], batch[side]
         # x's own axes get the atoms of the weight's axes that they meet
         x_view: list[Axis] = [
-            whole((n,), _TOKENS + axis)[0] for axis, n in enumerate(x.shape)
+            whole((n,), TOKENS + axis)[0] for axis, n in enumerate(x.shape)
         ]
         for mine, theirs in zip(contract[1 - side], contracted, strict=True):
             x_view[mine] = weight.view[theirs]
@@ -296,65 +248,3 @@ def _transpose(
 
     _, pull = jax.vjp(forward, x)
     return pull(h.astype(kernel.dtype))[0].astype(precision.out_dtype)
-
-
-class ConvInput(Rows):
-    """A convolution's input: `x @ M` convolves with M seen as `[*window, c_in, k]`."""
-
-    def __init__(self, x: jax.Array, eqn: Any, weight: Weight):
-        self.x, self.eqn, self.weight = x, eqn, weight
-        self.dtype = x.dtype
-
-    def __matmul__(self, matrix: jax.Array) -> jax.Array:
-        params = self.eqn.params
-        spec = params["dimension_numbers"]
-        columns = (whole((matrix.shape[1],), _TOKENS)[0],)
-        view = list(self.weight.view)
-        view[spec.rhs_spec[0]] = columns[0]
-        kernel = restore(matrix, tuple(view), [self.weight.site.atoms[1], *columns])
-        dtype = jnp.result_type(self.x, kernel)
-        y = lax.conv_general_dilated(
-            self.x.astype(dtype),
-            kernel.astype(dtype),
-            params["window_strides"],
-            params["padding"],
-            lhs_dilation=params["lhs_dilation"],
-            rhs_dilation=params["rhs_dilation"],
-            dimension_numbers=spec,
-            precision=params["precision"],
-            preferred_element_type=params["preferred_element_type"],
-        )
-        return jnp.moveaxis(y, spec.out_spec[1], -1).reshape(-1, matrix.shape[1])
-
-    def dropout(self, rate: float, key: jax.Array) -> ConvInput:
-        keep = jax.random.bernoulli(key, 1.0 - rate, self.x.shape)
-        dropped = jnp.where(keep, self.x / (1.0 - rate), jnp.zeros((), self.dtype))
-        return ConvInput(dropped, self.eqn, self.weight)
-
-
-class Lookup(Rows):
-    """Embedding ids: `x @ M` looks up rows of M, out-of-range ids as the model does."""
-
-    def __init__(self, ids: jax.Array, eqn: Any, weight: Weight):
-        self.ids, self.eqn, self.weight = ids, eqn, weight
-        self.dtype = weight.value.dtype
-
-    def __matmul__(self, matrix: jax.Array) -> jax.Array:
-        params = self.eqn.params
-        dims = lax.GatherDimensionNumbers(
-            offset_dims=(self.ids.ndim - 1,),
-            collapsed_slice_dims=(0,),
-            start_index_map=(0,),
-        )
-        rows = lax.gather(
-            matrix,
-            self.ids,
-            dims,
-            (1, matrix.shape[1]),
-            mode=params["mode"],
-            fill_value=params["fill_value"],
-        )
-        return rows.reshape(-1, matrix.shape[1])
-
-    def dropout(self, rate: float, key: jax.Array) -> Lookup:
-        return self

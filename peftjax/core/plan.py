@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core.affine import NotMergeable, merge_layer
-from peftjax.core.discover import Findings, GroupedConvolution, Use, discover
+from peftjax.core.discover import GroupedConvolution, discover
 from peftjax.core.method import Layer, Method
 from peftjax.core.site import Site, flops
+from peftjax.core.uses import Findings, Use
 from peftjax.core.views import Axis, shape, whole
 
 

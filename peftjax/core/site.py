@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from peftjax.core.gates import observe
+from peftjax.core.gates import TOTAL, observe
 from peftjax.core.method import Kind, Layer, Method, Rows
 from peftjax.core.views import Axis, View, whole
 from peftjax.core.walker import evaluate, walk
 
-# Names beside an adapter's own: an array of zeros, see `gates`; and whether a row of a
-# bank is the base.
-TOTAL, BASE = "gate total", "base row"
+Adapters = dict[str, dict[str, jax.Array]]
+
+# The name beside a site's own arrays that says whether a row of a bank is the base.
+BASE = "base row"
 
 
 @dataclass(frozen=True)

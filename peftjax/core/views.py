@@ -27,6 +27,8 @@ class Atom(NamedTuple):
 Axis = tuple[Atom, ...]
 View = tuple[Axis, ...]
 
+TOKENS = 1000  # the first axis number that stands for no axis of a weight
+
 
 def whole(shape: Sequence[int], first: int = 0) -> View:
     """Return the view of a stored array: every axis is itself.

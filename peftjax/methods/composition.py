@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -33,8 +33,8 @@ class Composition(Method):
     alpha / rank), modules of lower rank padded with zeros; `logits [N]` (v), trainable,
     where the weights are learned. Float32. Products are averaged, never A and B apart.
 
-    `Composition.of` builds it from trained modules; fresh parameters are N empty
-    modules of equal weight. Whether the paper has one v per layer or one for the model
+    `Composition.of` builds it from trained modules; fresh parameters are N random ones,
+    of the right shapes and no use. Whether the paper has one v per layer or one for the model
     is not known to us; the authors' code has one per layer.
 
     Attributes:
@@ -98,9 +98,12 @@ class Composition(Method):
         return self.modules if self._learned and not self.shared else 0
 
     def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+        key_a, key_b = jax.random.split(key)
+        shape_a = (self.modules, site.d_in, self.rank)
+        shape_b = (self.modules, self.rank, site.d_out)
         p = {
-            "a": jnp.zeros((self.modules, site.d_in, self.rank)),
-            "b": jnp.zeros((self.modules, self.rank, site.d_out)),
+            "a": jax.random.normal(key_a, shape_a) / sqrt(site.d_in),
+            "b": jax.random.normal(key_b, shape_b) / sqrt(self.rank),
             "scale": jnp.ones(self.modules),
         }
         return {**p, "logits": jnp.ones(self.modules)} if self._learned else p

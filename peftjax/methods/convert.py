@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core.adapt import Adapters, Peft
 from peftjax.core.method import Method
 from peftjax.core.paths import flatten
-from peftjax.core.site import Site
+from peftjax.core.peft import Peft
+from peftjax.core.site import Adapters, Site
 from peftjax.core.views import arrange
 from peftjax.methods.full import Full
 from peftjax.methods.lora import LoRA

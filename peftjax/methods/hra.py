@@ -86,6 +86,8 @@ class HRA(Method):
             )
         if odd and self.init == "pairs":
             raise ValueError(f"HRA(rank={self.rank}, init='pairs'): needs an even rank")
+        if not isinstance(self.penalty, int | float) or self.penalty < 0:
+            raise ValueError(f"HRA(penalty={self.penalty!r}): expected a number >= 0")
         if self.eps < 0 or (self.init == "small" and self.eps == 0):
             raise ValueError(
                 f"HRA(eps={self.eps}, init={self.init!r}): expected eps >= 0, and eps "

@@ -147,10 +147,10 @@ def choose_heads(texts: Sequence[str], max_heads: int = 15, seed: int = 0) -> He
 
     TF-IDF vectors, k-means from random centres for N = 1 … `max_heads`, elbow of the
     curve of within-cluster sums of squares. The paper leaves the details open, and they
-    decide: ours are TF-IDF of the 2000 most frequent 1- to 3-grams of characters within
-    words, L2-normalised, four starts of k-means, and as elbow the break of the two
-    joined line segments that fit the curve best. Single sentences share too few words
-    for word counts to tell tasks apart.
+    decide. Ours: TF-IDF of the 2000 most frequent 1- to 3-grams of characters within
+    words, for single sentences share too few words to tell tasks apart; ten starts of
+    k-means, for fewer leave the curve rough; as elbow the break of the two joined line
+    segments that fit the curve best.
 
     Args:
         texts: training texts, one for each example.
@@ -174,7 +174,7 @@ def choose_heads(texts: Sequence[str], max_heads: int = 15, seed: int = 0) -> He
     words = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3), max_features=2000)
     vectors = words.fit_transform(texts)
     curve = [
-        KMeans(n, init="random", n_init=4, random_state=seed).fit(vectors).inertia_
+        KMeans(n, init="random", n_init=10, random_state=seed).fit(vectors).inertia_
         for n in range(1, max_heads + 1)
     ]
     return Heads(_elbow(np.array(curve)), np.array(curve))

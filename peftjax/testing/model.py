@@ -1,0 +1,67 @@
+"""One small model with every kind of layer, in Linen and in NNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+WIDTH, HIDDEN, VOCAB, LAYERS = 16, 24, 32, 2
+
+
+class _Block(nn.Module):
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: Any = None) -> tuple[jax.Array, None]:
+        types = {"dtype": self.dtype, "param_dtype": self.dtype}
+        h = nn.gelu(nn.Dense(HIDDEN, **types, name="fc1")(x))
+        return x + nn.Dense(WIDTH, **types, name="fc2")(h), None
+
+
+class Everything(nn.Module):
+    """A Linen model with every kind of layer; `ids [B, T]`, `image [B, H, W, 8]`."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: jax.Array, image: jax.Array) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.dtype}
+        embed = nn.Embed(VOCAB, WIDTH, **types, name="embed")
+        conv = nn.Conv(WIDTH, (3, 3), strides=2, **types, name="conv")
+        x = embed(ids) + conv(image).mean((1, 2))[:, None]
+        x = x + nn.MultiHeadDotProductAttention(2, **types, name="attention")(x, x)
+        x = x + nn.Dense(WIDTH, use_bias=False, **types, name="plain")(x)
+        x, _ = nn.remat(_Block)(self.dtype, name="remat")(x)
+        stack = nn.scan(
+            nn.remat(_Block),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=LAYERS,
+        )
+        x, _ = stack(self.dtype, name="scanned")(x, None)
+        x = nn.LayerNorm(**types, name="norm")(x)
+        tied = embed.attend(x)
+        table = nn.Embed(VOCAB, WIDTH, **types, name="untied")
+        return tied + nn.Dense(VOCAB, **types, name="head")(x + table(ids))
+
+
+class NnxEverything(nnx.Module):
+    """The NNX counterpart, with layers written one after the other."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
+        self.conv = nnx.Conv(8, WIDTH, (3, 3), strides=2, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, WIDTH, decode=False, rngs=rngs)
+        self.plain = nnx.Linear(WIDTH, WIDTH, use_bias=False, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, VOCAB, rngs=rngs)
+        self.untied = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
+
+    def __call__(self, ids: jax.Array, image: jax.Array) -> jax.Array:
+        x = self.embed(ids) + self.conv(image).mean((1, 2))[:, None]
+        x = x + self.attention(x)
+        logits = self.head(x + self.plain(x) + self.untied(ids))
+        return logits + self.embed.attend(x)
