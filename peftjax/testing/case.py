@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from peftjax.core.adapt import adapt
@@ -173,10 +174,11 @@ def perturb(peft: Peft, adapters: Adapters, scale: float = 0.3) -> Adapters:
     """Return adapters with normal noise on every trainable number."""
     trainable, frozen = peft.partition(adapters)
     leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
+    # NumPy, for many small random functions take seconds to compile
+    rng = np.random.default_rng(2)
     moved = [
-        leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for leaf, key in zip(leaves, keys)
+        leaf + scale * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+        for leaf in leaves
     ]
     return peft.combine(jax.tree.unflatten(structure, moved), frozen)
 

@@ -1,0 +1,139 @@
+"""How much host memory it takes to load a Llama of 1.1 billion parameters in bfloat16.
+
+    python -m experiments.benchmarks.load_memory [--folder DIR] [--scan]
+
+Writes random weights as sharded safetensors into a temporary folder (2.2 GB), loads
+them in a fresh process, and prints the peak of that process's resident memory beside
+the size of the files, and what the process held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+}
+SHARDS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--folder", type=Path, help="where to write; default: temporary"
+    )
+    parser.add_argument("--scan", action="store_true", help="load stacked layers")
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.load:
+        print(json.dumps(measure(options.load, options.scan)))
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        size = write(Path(name))
+        command = [sys.executable, "-m", __spec__.name, "--load", name]
+        command += ["--scan"] if options.scan else []
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = json.loads(out.splitlines()[-1])
+    print(f"{found['parameters']:,} parameters, files of {size / 1e9:.3f} GB")
+    print(f"loaded in {found['seconds']:.1f} s")
+    print(f"resident before loading {found['before'] / 1e9:.3f} GB")
+    print(
+        f"peak {found['peak'] / 1e9:.3f} GB = {found['peak'] / size:.3f} of the files"
+    )
+
+
+def measure(folder: Path, scan: bool) -> dict[str, float]:
+    """Load, and return parameters, seconds and bytes of resident memory."""
+    import jax
+
+    import peftjax as pj
+
+    jax.devices()
+    before = peak()
+    start = time.perf_counter()
+    _, variables = pj.models.load(folder, scan_layers=scan)
+    leaves = jax.block_until_ready(jax.tree.leaves(variables))
+    return {
+        "parameters": sum(leaf.size for leaf in leaves),
+        "seconds": time.perf_counter() - start,
+        "before": before,
+        "peak": peak(),
+    }
+
+
+def peak() -> int:
+    """Return the peak of this process's resident memory, file pages included."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # ru_maxrss would start at the peak of the process that wrote the files.
+        lines = status.read_text().splitlines()
+        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def write(folder: Path) -> int:
+    """Write the shards, their index and the configuration; return the shards' size."""
+    import ml_dtypes
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    shapes = list(tensor_shapes())
+    per_shard = -(-len(shapes) // SHARDS)
+    index, size = {}, 0
+    for number in range(SHARDS):
+        file = f"model-{number + 1:05}-of-{SHARDS:05}.safetensors"
+        tensors = {
+            name: rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
+            for name, shape in shapes[number * per_shard : (number + 1) * per_shard]
+        }
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, file))
+        size += (folder / file).stat().st_size
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": size}, "weight_map": index})
+    )
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return size
+
+
+def tensor_shapes():
+    """Yield the tensors of the original by name, with their shapes."""
+    width, inner = CONFIG["hidden_size"], CONFIG["intermediate_size"]
+    table = (CONFIG["vocab_size"], width)
+    groups = width // CONFIG["num_attention_heads"] * CONFIG["num_key_value_heads"]
+    yield "model.embed_tokens.weight", table
+    for i in range(CONFIG["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        for part, rows in (("q", width), ("k", groups), ("v", groups), ("o", width)):
+            yield f"{layer}.self_attn.{part}_proj.weight", (rows, width)
+        yield f"{layer}.mlp.gate_proj.weight", (inner, width)
+        yield f"{layer}.mlp.up_proj.weight", (inner, width)
+        yield f"{layer}.mlp.down_proj.weight", (width, inner)
+        yield f"{layer}.input_layernorm.weight", (width,)
+        yield f"{layer}.post_attention_layernorm.weight", (width,)
+    yield "model.norm.weight", (width,)
+    yield "lm_head.weight", table
+
+
+if __name__ == "__main__":
+    main()

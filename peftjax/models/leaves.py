@@ -1,0 +1,154 @@
+"""From the tensors of a file to the parameters of a model, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from peftjax.models.clip import Clip
+from peftjax.models.files import CheckpointError, Tensor
+from peftjax.models.names import Model, Source
+from peftjax.models.vit import ViT
+
+_STACKED = re.compile(r"((?:.*/)?(?:layers|blocks))/(.*)")
+
+
+class Leaf(NamedTuple):
+    """A parameter to be filled.
+
+    Attributes:
+        shape: its shape.
+        read: return it as an array on the host; None where no tensor holds it.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray] | None
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return prod(self.shape)
+
+
+def initial(model: Model, key: jax.Array, channels: int = 3) -> dict[str, Any]:
+    """Return freshly initialised parameters by path; for use under a transform.
+
+    Args:
+        model: the model.
+        key: a PRNG key.
+        channels: of a ViT's images.
+    """
+    if isinstance(model, ViT):
+        sides = [side * model.patch_size for side in model.grid]
+        examples = [jnp.zeros((1, *sides, channels))]
+    else:
+        examples = [jnp.zeros((1, 2), jnp.int32)]
+    if isinstance(model, Clip):
+        side = model.config.vision.image_size
+        shape = (1, side, side, model.config.vision.num_channels)
+        examples = [jnp.zeros(shape), *examples]
+    return flatten_dict(model.init(key, *examples)["params"], sep="/")
+
+
+def unrolled(path: str, shape: tuple[int, ...]) -> list[str]:
+    """Return the paths of a parameter with its layers numbered, as `names` has them.
+
+    >>> unrolled("layers/norm/scale", (2, 8))
+    ['layers_0/norm/scale', 'layers_1/norm/scale']
+    >>> unrolled("layers_0/norm/scale", (8,))
+    ['layers_0/norm/scale']
+    """
+    match = _STACKED.fullmatch(path)
+    if match is None:
+        return [path]
+    return [f"{match[1]}_{i}/{match[2]}" for i in range(shape[0])]
+
+
+def plan_leaves(
+    shapes: Mapping[str, tuple[int, ...]],
+    where: Mapping[str, Source],
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Leaf], set[str]]:
+    """Return how to read every parameter, and the names of the tensors used.
+
+    Args:
+        shapes: of the parameters, by path.
+        where: the source of every parameter of the unrolled model.
+        tensors: what the file holds.
+
+    Raises:
+        CheckpointError: a tensor is of another shape or not floating.
+    """
+    leaves, used = {}, set()
+    for path, shape in shapes.items():
+        paths = unrolled(path, shape)
+        own = shape[1:] if paths != [path] else shape
+        parts = [where.get(one) for one in paths]
+        names = [name for part in parts for name in (part.tensors if part else ("",))]
+        if all(name in tensors for name in names):
+            used.update(names)
+            readers = [_reader(part, own, tensors) for part in parts if part]
+            leaves[path] = Leaf(shape, _stacked(readers, shape, paths != [path]))
+        else:
+            used.update(name for name in names if name in tensors)
+            leaves[path] = Leaf(shape, None)
+    return leaves, used
+
+
+def _stacked(
+    readers: Sequence[Callable[[], np.ndarray]], shape: tuple[int, ...], stack: bool
+) -> Callable[[], np.ndarray]:
+    if not stack:
+        return readers[0]
+
+    def read() -> np.ndarray:
+        first = readers[0]()
+        whole = np.empty(shape, first.dtype)
+        whole[0] = first
+        for i in range(1, len(readers)):
+            whole[i] = readers[i]()
+        return whole
+
+    return read
+
+
+def _reader(
+    source: Source, shape: tuple[int, ...], tensors: Mapping[str, Tensor]
+) -> Callable[[], np.ndarray]:
+    """Return how to read a parameter of this shape; check what the file says."""
+    index, count = source.part
+    # A scalar is neither joined nor split.
+    size = shape[-1] if shape else 1
+    last = size * count // len(source.tensors)
+    ours = (*shape[:-1], last) if shape else ()
+    expected = source.shape or tuple(
+        ours[source.order.index(i)] for i in range(len(ours))
+    )
+    for name in source.tensors:
+        tensor = tensors[name]
+        if tensor.shape != expected or last * len(source.tensors) != size * count:
+            raise CheckpointError(
+                f"tensor {name}: expected shape {expected}, found {tensor.shape}; is "
+                "the config.json that of these weights?"
+            )
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise CheckpointError(
+                f"tensor {name}: expected floating values, found {tensor.dtype}"
+            )
+
+    def read() -> np.ndarray:
+        parts = [tensors[name].read() for name in source.tensors]
+        if source.shape is None:
+            parts = [part.transpose(source.order) for part in parts]
+        parts = [part.reshape(ours) for part in parts]
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        return np.split(whole, count, axis=-1)[index] if count > 1 else whole
+
+    return read

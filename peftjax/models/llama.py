@@ -1,0 +1,296 @@
+"""Llama 1 to 3 (arXiv 2302.13971, 2307.09288, 2407.21783).
+
+Parameters, named as in the original: `embed_tokens`, then per layer `input_layernorm`,
+`self_attn/{q,k,v,o}_proj`, `post_attention_layernorm`, `mlp/{gate,up,down}_proj`, and
+`norm`, `lm_head` (none where it is tied to `embed_tokens`) or `score`. Every kernel is
+`[in, out]`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.models.activations import activation
+from peftjax.models.attention import attend
+from peftjax.models.configs import LlamaConfig
+from peftjax.models.layers import apply_layers
+from peftjax.models.rope import rotate, rotation
+
+_normal = nn.initializers.normal(0.02)
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens seen so far.
+
+    Attributes:
+        key: `[layers, batch, length, key heads, head_dim]`, already rotated.
+        value: the same shape.
+        mask: `[batch, length]`, boolean: the slot holds a token, not padding.
+        used: `[]`, int32: how many slots are filled.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    mask: jax.Array
+    used: jax.Array
+
+
+class _Part(nn.Module):
+    """What the parts of the model share."""
+
+    config: LlamaConfig
+    deterministic: bool
+    dtype: Any
+
+    def dense(self, features: int, bias: bool, name: str) -> nn.Dense:
+        return nn.Dense(
+            features, use_bias=bias, dtype=self.dtype, kernel_init=_normal, name=name
+        )
+
+    def norm(self, name: str) -> nn.RMSNorm:
+        return nn.RMSNorm(self.config.rms_norm_eps, dtype=self.dtype, name=name)
+
+
+class Attention(_Part):
+    """Causal self-attention with grouped heads and rotary positions."""
+
+    @nn.compact
+    def __call__(self, x, layer, where, cache):
+        config = self.config
+        bias, size = config.attention_bias, config.head_dim
+        groups = config.num_key_value_heads
+
+        def heads(count: int, name: str) -> jax.Array:
+            y = self.dense(count * size, bias, name)(x)
+            return y.reshape(*x.shape[:2], count, size)
+
+        q = rotate(heads(config.num_attention_heads, "q_proj"), *where["rotation"])
+        k = rotate(heads(groups, "k_proj"), *where["rotation"])
+        v = heads(groups, "v_proj")
+        if cache is not None:
+            cache = tuple(
+                jax.lax.dynamic_update_slice(
+                    old, new[None].astype(old.dtype), (layer, 0, where["index"], 0, 0)
+                )
+                for old, new in zip(cache, (k, v))
+            )
+            k, v = (jax.lax.dynamic_index_in_dim(c, layer, 0, False) for c in cache)
+            k, v = k.astype(q.dtype), v.astype(q.dtype)
+        rate = 0.0 if self.deterministic else config.attention_dropout
+        key = self.make_rng("dropout") if rate else None
+        y = attend(q, k, v, where["mask"], dropout=rate, dropout_key=key)
+        y = y.reshape(*x.shape[:2], -1)
+        return self.dense(config.hidden_size, bias, "o_proj")(y), cache
+
+
+class Mlp(_Part):
+    """`down(act(gate(x)) * up(x))` (SwiGLU, arXiv 2002.05202)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        size, bias = config.intermediate_size, config.mlp_bias
+        gate = activation(config.hidden_act)(self.dense(size, bias, "gate_proj")(x))
+        y = gate * self.dense(size, bias, "up_proj")(x)
+        return self.dense(config.hidden_size, bias, "down_proj")(y)
+
+
+class Layer(_Part):
+    """One pre-norm layer.
+
+    The carry holds `x [batch, tokens, features]`, `cache` (the keys and values of all
+    layers, each of which writes its own) and, where asked for, `hidden`
+    `[layers + 1, batch, tokens, features]`, in which each layer leaves its output.
+    """
+
+    @nn.compact
+    def __call__(self, carry: dict, index: Any, where: dict) -> tuple[dict, None]:
+        fields = (self.config, self.deterministic, self.dtype)
+        x, hidden = carry["x"], carry["hidden"]
+        attention = Attention(*fields, name="self_attn")
+        y, cache = attention(
+            self.norm("input_layernorm")(x), index, where, carry["cache"]
+        )
+        x = x + y
+        x = x + Mlp(*fields, name="mlp")(self.norm("post_attention_layernorm")(x))
+        if hidden is not None:
+            hidden = hidden.at[index + 1].set(x)
+        return {"x": x, "cache": cache, "hidden": hidden}, None
+
+
+class Llama(nn.Module):
+    """Llama with an optional head.
+
+    Attributes:
+        config: the architecture.
+        head: `"lm"`: next-token logits; a number of classes or `"regression"`: `score`
+            on the last token; None: the features after the last norm.
+        scan_layers: layers under `layers` with a leading layer axis, run by `nn.scan`.
+        remat: recompute each layer in the backward pass.
+        dtype: dtype of the computation.
+
+    >>> config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32,
+    ...     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    ...     head_dim=4)
+    >>> model, ids = Llama(config), jnp.array([[1, 7, 9]])
+    >>> variables = model.init(jax.random.key(0), ids)
+    >>> model.apply(variables, ids).shape
+    (1, 3, 50)
+    """
+
+    config: LlamaConfig
+    head: int | Literal["lm", "regression"] | None = "lm"
+    scan_layers: bool = False
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """Return a cache for `batch` sequences of up to `length` tokens."""
+        config = self.config
+        shape = (config.num_key_value_heads, config.head_dim)
+        shape = (config.num_hidden_layers, batch, length, *shape)
+        empty = jnp.zeros(shape, self.dtype)
+        mask = jnp.zeros((batch, length), bool)
+        return Cache(empty, empty, mask, jnp.zeros((), jnp.int32))
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        *,
+        cache: Cache | None = None,
+        train: bool = False,
+        output_hidden_states: bool = False,
+    ) -> Any:
+        """Return logits or features.
+
+        Rotary attention depends on differences of positions only, so left and right
+        padding need no position ids.
+
+        Args:
+            input_ids: `[batch, tokens]`, integers.
+            attention_mask: `[batch, tokens]`, 1 for a token, 0 for padding; ones if
+                absent.
+            cache: what earlier calls have seen; the result is then (result, new cache).
+                The caller sees to it that the cache is long enough.
+            train: dropout acts; it draws from the rng `"dropout"`.
+            output_hidden_states: append `[layers + 1, batch, tokens, hidden_size]` to
+                the result: embeddings first, the last after the final norm.
+
+        Returns:
+            float32 logits `[batch, tokens, vocab_size]`, `[batch, classes]` or
+            `[batch]` (regression); without a head `[batch, tokens, hidden_size]`.
+
+        Raises:
+            ValueError: the arguments or the fields do not fit.
+        """
+        self._check(input_ids, attention_mask, cache)
+        if attention_mask is None:
+            attention_mask = jnp.ones_like(input_ids)
+        config, hidden = self.config, None
+        where, cache = self._where(attention_mask.astype(bool), cache)
+        table = nn.Embed(
+            config.vocab_size,
+            config.hidden_size,
+            dtype=self.dtype,
+            embedding_init=_normal,
+            name="embed_tokens",
+        )
+        x = table(input_ids)
+        if output_hidden_states:
+            hidden = jnp.zeros((config.num_hidden_layers + 1, *x.shape), x.dtype)
+            hidden = hidden.at[0].set(x)
+        carry = apply_layers(
+            Layer,
+            {"config": config, "deterministic": not train, "dtype": self.dtype},
+            config.num_hidden_layers,
+            {"x": x, "cache": cache and (cache.key, cache.value), "hidden": hidden},
+            np.arange(config.num_hidden_layers),
+            where,
+            name="layers",
+            scan=self.scan_layers,
+            remat=self.remat,
+        )
+        x = nn.RMSNorm(config.rms_norm_eps, dtype=self.dtype, name="norm")(carry["x"])
+        result: list[Any] = [self._result(x, attention_mask, table)]
+        if cache is not None:
+            (key, value), used = carry["cache"], cache.used + x.shape[1]
+            result.append(Cache(key, value, cache.mask, used))
+        if output_hidden_states:
+            result.append(carry["hidden"].at[-1].set(x))
+        return tuple(result) if len(result) > 1 else result[0]
+
+    def _where(
+        self, token: jax.Array, cache: Cache | None
+    ) -> tuple[dict[str, Any], Cache | None]:
+        """Return positions and mask of the new tokens, and the cache that has them."""
+        index, new = 0, jnp.arange(token.shape[1])
+        if cache is not None:
+            index = cache.used
+            mask = jax.lax.dynamic_update_slice(cache.mask, token, (0, index))
+            cache, token = cache._replace(mask=mask), mask
+        causal = jnp.arange(token.shape[1]) <= (index + new)[:, None]
+        frequencies = self.config.rope.frequencies(self.config.head_dim)
+        return {
+            "index": index,
+            "mask": (causal & token[:, None, :])[:, None],
+            "rotation": rotation(index + new, frequencies),
+        }, cache
+
+    def _result(self, x: jax.Array, mask: jax.Array, table: nn.Embed) -> jax.Array:
+        if self.head is None:
+            return x
+
+        def output(features: int, name: str) -> nn.Dense:
+            return nn.Dense(
+                features,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=_normal,
+                name=name,
+            )
+
+        if self.head == "lm":
+            if self.config.tie_word_embeddings:
+                return table.attend(x).astype(jnp.float32)
+            return output(self.config.vocab_size, "lm_head")(x).astype(jnp.float32)
+        tokens = jnp.arange(mask.shape[1])
+        last = jnp.max(jnp.where(mask.astype(bool), tokens, 0), axis=1)
+        x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+        if self.head == "regression":
+            return output(1, "score")(x)[:, 0].astype(jnp.float32)
+        return output(self.head, "score")(x).astype(jnp.float32)
+
+    def _check(
+        self, ids: jax.Array, mask: jax.Array | None, cache: Cache | None
+    ) -> None:
+        config = self.config
+        if config.num_attention_heads % config.num_key_value_heads:
+            raise ValueError(
+                "Llama: expected num_attention_heads to be a multiple of "
+                f"num_key_value_heads, found {config.num_attention_heads} and "
+                f"{config.num_key_value_heads}"
+            )
+        if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(
+                f"Llama: expected integer input_ids [batch, tokens], found "
+                f"{ids.dtype}{list(ids.shape)}"
+            )
+        if mask is not None and mask.shape != ids.shape:
+            raise ValueError(
+                f"Llama: expected attention_mask of the shape of input_ids, "
+                f"{ids.shape}, found {mask.shape}"
+            )
+        if cache is not None and (
+            cache.mask.shape[0] != ids.shape[0] or cache.mask.shape[1] < ids.shape[1]
+        ):
+            raise ValueError(
+                f"Llama: expected a cache for {ids.shape[0]} sequences of at least "
+                f"{ids.shape[1]} tokens, found {cache.mask.shape}; see empty_cache"
+            )

@@ -1,0 +1,252 @@
+"""Load a pretrained model from the files people have: exactly, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+
+from peftjax.models.bert import Bert
+from peftjax.models.families import Family, Head, file_head, recognise, with_head
+from peftjax.models.files import (
+    CheckpointError,
+    Tensor,
+    find_weights,
+    open_tensors,
+    read_json,
+)
+from peftjax.models.leaves import Leaf, initial, plan_leaves
+from peftjax.models.names import Source, base_prefix, sources
+from peftjax.models.vit import ViT, resize_pos_embed
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    path_or_name: str | os.PathLike[str],
+    *,
+    head: Head = None,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    key: jax.Array | None = None,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Load a pretrained model.
+
+    The family is recognised from the files: BERT, RoBERTa, MiniLM and Llama from a
+    folder with `config.json` and safetensors, in one file or in shards with an index;
+    ViT from such a folder, from timm's, or from one of Google's `.npz` files. Every
+    tensor of the file is used or known to be without use (and logged), and every
+    parameter is filled, except those of a new head. Besides the model itself one
+    parameter at a time is in host memory.
+
+    Args:
+        path_or_name: a folder, a file, or the name of a repository in the local Hugging
+            Face cache. Nothing is fetched.
+        head: None: the head that the file has, if any; `"none"`: no head; a number of
+            classes or `"regression"`: a new head, drawn from `key`; `"lm"`: Llama's.
+        dtype: of weights and computation; the file's own if absent.
+        mesh: a mesh of `peftjax.parallel.mesh.make_mesh`, on which every parameter goes
+            straight into its shards.
+        key: draws a new head; `jax.random.key(0)` if absent.
+        **options: further fields of the module or of its configuration: `scan_layers`,
+            `remat`, `hidden_dropout_prob`, a ViT's `image_size`, `fused_qkv`, ...
+
+    Returns:
+        The module and `{"params": ...}`.
+
+    Raises:
+        CheckpointError: a file is absent, damaged, a pickle, of no known family, or
+            does not fit the model.
+        TypeError: an option is not a field of the model.
+        ValueError: the model cannot have that head.
+    """
+    weights = find_weights(_resolve(path_or_name))
+    tensors = {_modern(name): t for name, t in open_tensors(weights).items()}
+    beside = weights.parent / "config.json"
+    config = read_json(beside) if beside.is_file() else {}
+    with _naming(weights):
+        family = recognise({} if weights.suffix == ".npz" else config, tensors)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        model = family.build(config, shapes)
+        chosen = file_head(family, config, tensors) if head is None else head
+        model = _complete(with_head(model, chosen), tensors, dtype)
+        image_size = isinstance(model, ViT) and options.pop("image_size", None)
+        model = _with_options(model, options)
+        key = jax.random.key(0) if key is None else key
+        leaves, draw = _match(model, family, tensors, head, key)
+    params = _fill(leaves, draw(), dtype, mesh)
+    if image_size:
+        model, params = _resized(model, params, image_size)
+    return model, {"params": params}
+
+
+def _resolve(path_or_name: str | os.PathLike[str]) -> Path:
+    path = Path(path_or_name).expanduser()
+    name = str(path_or_name)
+    if path.exists() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, local_files_only=True))
+    except (ImportError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name}: no such file or folder, nor a repository in the local Hugging "
+            f"Face cache; fetch it (pip install huggingface_hub; hf download {name})"
+        ) from error
+
+
+def _modern(name: str) -> str:
+    """Return the present name of a tensor: the first BERT files have TensorFlow's."""
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+
+
+@contextmanager
+def _naming(weights: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights}: {error}") from error
+
+
+def _complete(model: Any, tensors: Mapping[str, Tensor], dtype: Any) -> Any:
+    """Set what follows from the tensors: the dtype, and whether there is a pooler."""
+    largest = max(tensors.values(), key=lambda tensor: tensor.size)
+    model = model.clone(dtype=jax.dtypes.canonicalize_dtype(dtype or largest.dtype))
+    if isinstance(model, Bert):
+        pooler = any(name.endswith("pooler.dense.weight") for name in tensors)
+        model = model.clone(with_pooler=pooler)
+    return model
+
+
+def _with_options(model: Any, options: Mapping[str, Any]) -> Any:
+    """Set fields of the module or of its configuration."""
+    own = {field.name for field in dataclasses.fields(model)} - {"parent", "name"}
+    config = getattr(model, "config", None)
+    deeper = {field.name for field in dataclasses.fields(config)} if config else set()
+    for name, value in options.items():
+        if name in own:
+            model = model.clone(**{name: value})
+        elif name in deeper:
+            model = model.clone(
+                config=dataclasses.replace(model.config, **{name: value})
+            )
+        else:
+            near = get_close_matches(name, own | deeper) or sorted(own | deeper)
+            raise TypeError(
+                f"load: {name}: not a field of {type(model).__name__}; nearest: "
+                f"{', '.join(near)}"
+            )
+    return model
+
+
+def _match(
+    model: Any, family: Family, tensors: Mapping[str, Tensor], head: Head, key: Any
+) -> tuple[dict[str, Leaf], Callable[[], dict[str, Any]]]:
+    """Return a leaf for every parameter, and how to draw those of a new head.
+
+    Raises:
+        CheckpointError: files and model do not fit both ways.
+    """
+    kept = {n: t for n, t in tensors.items() if not _given_up(n, family, head)}
+    layers = model.depth if isinstance(model, ViT) else model.config.num_hidden_layers
+    if layers > len(kept):
+        raise CheckpointError(
+            f"config.json: {layers} layers, but the file has only {len(kept)} tensors"
+        )
+    prefix = any(name.startswith(base_prefix(model)) for name in kept)
+    where = sources(model, family.layout, prefix=prefix)
+
+    def initialise(key: Any) -> dict[str, Any]:
+        return initial(model, key, _channels(where, kept))
+
+    try:
+        shapes = {p: a.shape for p, a in jax.eval_shape(initialise, key).items()}
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"config.json: {error}") from error
+    leaves, used = plan_leaves(shapes, where, kept)
+    fresh = [path for path, leaf in leaves.items() if leaf.read is None]
+    new = family.new if head is not None else r"(?!)"
+    missing = [path for path in fresh if not re.fullmatch(new, path)]
+    unknown = [n for n in kept.keys() - used if not re.fullmatch(family.unused, n)]
+    if missing or unknown:
+        raise CheckpointError(_misfit(model, sorted(missing), sorted(unknown)))
+    unused = sorted(tensors.keys() - used)
+    logger.info("not used: %s; newly initialised: %s", unused, fresh)
+
+    def draw() -> dict[str, Any]:
+        # Under jit only what is returned is computed.
+        return jax.jit(lambda key: {p: initialise(key)[p] for p in fresh})(key)
+
+    return leaves, draw if fresh else dict
+
+
+def _given_up(name: str, family: Family, head: Head) -> bool:
+    """Whether a tensor belongs to a head of the file that is not wanted."""
+    kept = head is None or (head == "lm" and name.startswith("lm_head."))
+    return not kept and re.fullmatch(family.heads, name) is not None
+
+
+def _misfit(model: Any, missing: list[str], unknown: list[str]) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} parameters are in no tensor: {missing[:8]}")
+    if unknown:
+        parts.append(f"{len(unknown)} tensors are of no use to it: {unknown[:8]}")
+    return (
+        f"the file does not fit this {type(model).__name__}: {'; '.join(parts)}. Is "
+        "the config.json that of these weights?"
+    )
+
+
+def _channels(where: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> int:
+    """Return the channels of a ViT's images, from the patches' kernel."""
+    source = where.get("patch_embed/kernel")
+    patches = tensors.get(source.tensors[0]) if source else None
+    if source is None or patches is None or len(patches.shape) != 4:
+        return 3
+    return patches.shape[source.order[2]]
+
+
+def _fill(
+    leaves: Mapping[str, Leaf], params: dict[str, Any], dtype: Any, mesh: Any
+) -> dict[str, Any]:
+    """Return the parameters, read one at a time."""
+    # The largest first: a copy of it fits while little else is in memory.
+    for path in sorted(leaves, key=lambda path: -leaves[path].size):
+        read = leaves[path].read
+        value = params[path] if read is None else read()
+        if dtype is not None:
+            value = value.astype(jnp.dtype(dtype))
+        # Transfers run on their own: without waiting, several are under way at once.
+        params[path] = jax.block_until_ready(_placed(value, mesh))
+        del value
+    return unflatten_dict({path: params[path] for path in sorted(params)}, sep="/")
+
+
+def _placed(value: Any, mesh: Any) -> jax.Array:
+    if mesh is None:
+        # The host's array is given away, so on a CPU it can be the parameter itself.
+        return jax.device_put(value, may_alias=True)
+    from peftjax.parallel.sharding import shard
+
+    return shard(value, mesh)
+
+
+def _resized(model: ViT, params: dict[str, Any], image_size: Any) -> tuple[Any, Any]:
+    """Return the ViT for another image size, its position embeddings resized."""
+    new = model.clone(image_size=image_size)
+    positions = resize_pos_embed(params["pos_embed"], new.grid, model.grid)
+    return new, {**params, "pos_embed": positions}

@@ -1,0 +1,185 @@
+"""Placements: the layers that each paper adapts, as rules for `adapt`.
+
+| method | ViT | BERT, RoBERTa | Llama |
+|---|---|---|---|
+| LoRA, DoRA, Composition | q, v | q, v | q, v |
+| Hydra | attention output, second MLP layer | second MLP layer | second MLP layer* |
+| HydraLoRA | MLP* | MLP* | MLP (the code; the paper's counts fit q, v) |
+| GLoRA and its supernet | every linear | every linear* | q, v |
+| HRA | every linear* | every linear | q, v |
+| OFT | every linear* | every linear* | q, v* |
+| IA3 | output of k, v; input of the second MLP layer | the same | the same |
+| SSF | every linear and the patches | every linear* | every linear* |
+
+A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
+v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
+then not that of papers that adapt q and v alone. SSF is not put after LayerNorm here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from peftjax.core.method import Method
+from peftjax.methods.composition import Composition
+from peftjax.methods.dora import DoRA
+from peftjax.methods.full import Full
+from peftjax.methods.glora import GLoRA
+from peftjax.methods.glora_supernet import GLoRASupernet
+from peftjax.methods.hra import HRA
+from peftjax.methods.hydra import Hydra
+from peftjax.methods.hydralora import HydraLoRA
+from peftjax.methods.ia3 import IA3
+from peftjax.methods.lora import LoRA
+from peftjax.methods.oft import OFT
+from peftjax.methods.ssf import SSF
+
+Part = Literal["query", "key", "value", "output", "gate", "up", "down", "patches"]
+Baseline = Literal["full", "linear", "bitfit"]
+
+_BERT = {
+    "query": "attention/query",
+    "key": "attention/key",
+    "value": "attention/value",
+    "output": "attention/output",
+    "up": "intermediate",
+    "down": "output",
+}
+_PARTS: dict[str, dict[str, str]] = {
+    "vit": {
+        "query": "attn/(qkv|q)",
+        "key": "attn/(qkv|k)",
+        "value": "attn/(qkv|v)",
+        "output": "attn/proj",
+        "up": "mlp/fc1",
+        "down": "mlp/fc2",
+    },
+    "bert": _BERT,
+    "roberta": _BERT,
+    "minilm": _BERT,
+    "llama": {
+        "query": "self_attn/q_proj",
+        "key": "self_attn/k_proj",
+        "value": "self_attn/v_proj",
+        "output": "self_attn/o_proj",
+        "gate": "mlp/gate_proj",
+        "up": "mlp/up_proj",
+        "down": "mlp/down_proj",
+    },
+}
+_STACK = {"vit": "blocks"}
+_HEADS = {"vit": "head", "llama": "score"}
+
+_EVERY = ("query", "key", "value", "output", "gate", "up", "down")
+_LORA = ("query", "value")
+# Method -> the parts, by family where they differ ("" for the others).
+_PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
+    LoRA: {"": _LORA},
+    DoRA: {"": _LORA},
+    Composition: {"": _LORA},
+    Hydra: {"": ("down",), "vit": ("output", "down")},
+    HydraLoRA: {"": ("gate", "up", "down")},
+    GLoRA: {"": _EVERY, "llama": _LORA},
+    GLoRASupernet: {"": _EVERY, "llama": _LORA},
+    HRA: {"": _EVERY, "llama": _LORA},
+    OFT: {"": _EVERY, "llama": _LORA},
+    IA3: {"": ("key", "value", "down")},
+    SSF: {"": _EVERY, "vit": (*_EVERY, "patches")},
+}
+
+
+def rules(
+    family: str,
+    method: Method | Baseline,
+    *,
+    parts: Sequence[Part] | None = None,
+    head: bool | None = None,
+) -> dict[str, Method]:
+    r"""Return the rules that adapt a model as the method's paper does.
+
+    They fit scanned and unrolled layers alike.
+
+    Args:
+        family: `"vit"`, `"bert"`, `"roberta"`, `"minilm"` or `"llama"`.
+        method: a method, or `"full"`, `"linear"` (the head alone) or `"bitfit"`.
+        parts: other parts than the paper's: of `"query"`, `"key"`, `"value"`,
+            `"output"`, `"gate"`, `"up"`, `"down"`, `"patches"`; a method of your own
+            needs them.
+        head: train the task head too; by default where the family's models have one
+            (not for a language model). HRA's released code does not.
+
+    Returns:
+        Regular expression to method, for `adapt(rules=...)`.
+
+    Raises:
+        ValueError: the family, the baseline or a part is not known, or the method has
+            no placement.
+
+    >>> list(rules("roberta", LoRA(rank=8, alpha=16.0)))
+    ['layers(_\\d+)?/(attention/query|attention/value)/kernel', 'classifier/.*']
+    """
+    if family not in _PARTS:
+        raise _unknown("family", family, _PARTS)
+    head = family != "llama" if head is None else head
+    task: dict[str, Method] = {}
+    if head:
+        task = {f"{_HEADS.get(family, 'classifier')}/.*": Full()}
+    if isinstance(method, str):
+        return _baseline(method, task)
+    chosen: list[str] = _paper(family, method) if parts is None else [*parts]
+    known = [*_PARTS[family], *(["patches"] if family == "vit" else [])]
+    if absent := [part for part in chosen if part not in known]:
+        raise _unknown(f"part of {family}", absent[0], known)
+    found: dict[str, Method] = {}
+    for variant, group in _variants(method, chosen):
+        if inner := [part for part in group if part != "patches"]:
+            found[_kernels(family, inner)] = variant
+        if "patches" in group:
+            found["patch_embed/kernel"] = variant
+    return {**found, **task}
+
+
+def _variants(method: Method, parts: list[str]) -> list[tuple[Method, list[str]]]:
+    """Return the parts with the method of each: IA3 scales the MLP's input."""
+    if not isinstance(method, IA3):
+        return [(method, parts)]
+    outputs = [part for part in parts if part != "down"]
+    inputs = [part for part in parts if part == "down"]
+    return [(method, outputs), (replace(method, side="input"), inputs)]
+
+
+def _baseline(name: str, task: dict[str, Method]) -> dict[str, Method]:
+    baselines: dict[str, dict[str, Method]] = {
+        "full": {".*": Full()},
+        "linear": task,
+        "bitfit": {"(.*/)?bias": Full(), **task},
+    }
+    if name not in baselines:
+        raise _unknown("baseline", name, baselines)
+    if not baselines[name]:
+        raise ValueError("presets: linear probing needs a head: give head=True")
+    return baselines[name]
+
+
+def _paper(family: str, method: Method) -> list[str]:
+    for kind in type(method).__mro__:
+        if places := _PLACES.get(kind):
+            parts = places.get(family, places[""])
+            return [part for part in parts if part in (*_PARTS[family], "patches")]
+    raise ValueError(
+        f"presets: {type(method).__name__} has no placement of a paper; give "
+        f"parts=(...), of {', '.join(_PARTS[family])}"
+    )
+
+
+def _kernels(family: str, parts: Sequence[str]) -> str:
+    inner = "|".join(_PARTS[family][part] for part in parts)
+    return rf"{_STACK.get(family, 'layers')}(_\d+)?/({inner})/kernel"
+
+
+def _unknown(what: str, found: Any, known: Any) -> ValueError:
+    return ValueError(
+        f"presets: {what}: expected one of {', '.join(known)}; found {found!r}"
+    )

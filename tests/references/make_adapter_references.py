@@ -1,0 +1,166 @@
+"""Make adapters with the torch library `peft`, and record what they compute.
+
+    pip install torch==2.13.0 transformers peft
+    python tests/references/make_adapter_references.py tests/data
+
+Every adapter is put on one of the tiny models in `tests/data`, gets random values, and
+is written as the library writes it, `adapter_config.json` and
+`adapter_model.safetensors`, to `torch_adapters/MODEL/NAME`. Beside it `io.npz` holds the
+logits of the adapted and of the merged model and the number of trainable parameters.
+Nothing of peftjax is used here.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import peft
+import torch
+import transformers as tf
+
+MODELS = {
+    "bert": ("peft_checkpoints/tiny_bert/base", "peft_checkpoints/tiny_bert/base_io"),
+    "llama": (
+        "peft_checkpoints/tiny_llama/base",
+        "peft_checkpoints/tiny_llama/base_io",
+    ),
+    "vit": ("models/vit", "models/vit/io"),
+    "roberta": ("models/roberta", "models/roberta/io"),
+    "bare": ("models/bert", "models/bert/io"),
+}
+BERT = ["query", "value", "intermediate.dense"]
+LLAMA = ["q_proj", "v_proj", "down_proj"]
+VIT = ["q_proj", "projection"]
+HEAD = {"task_type": "SEQ_CLS"}
+LORA = {"r": 4, "lora_alpha": 8}
+PATTERNS = {
+    **LORA,
+    "target_modules": r".*layer\.\d+\..*(query|key|intermediate\.dense)",
+    "rank_pattern": {r"layer\.0\..*query": 2, "intermediate.dense": 6},
+    "alpha_pattern": {"key": 3, r"1\.attention\.self\.query": 20},
+    "use_rslora": True,
+}
+OFT = {"oft_block_size": 8, "use_cayley_neumann": False}
+GLORA = {"config_A_B": "lora", "config_C": "lora", "config_D_E": "vector", "r": 3}
+CONV = {"target_modules": VIT, "modules_to_save": ["classifier"]}
+
+ADAPTERS = {
+    "bert/dora": peft.LoraConfig(
+        **LORA, use_dora=True, target_modules=BERT, modules_to_save=["classifier"]
+    ),
+    "bert/dora_rs": peft.LoraConfig(
+        **LORA, use_dora=True, use_rslora=True, target_modules=BERT
+    ),
+    "bert/hra_gs": peft.HRAConfig(r=3, apply_GS=True, target_modules=BERT, **HEAD),
+    "bert/lora_patterns": peft.LoraConfig(**PATTERNS, bias="lora_only", **HEAD),
+    "bert/lora_all_biases": peft.LoraConfig(
+        **LORA, target_modules=BERT, bias="all", **HEAD
+    ),
+    "bert/lora_embedding": peft.LoraConfig(
+        **LORA, target_modules=["word_embeddings", "query"], init_lora_weights=False
+    ),
+    "bert/dora_embedding": peft.LoraConfig(
+        **LORA, use_dora=True, target_modules=["word_embeddings"]
+    ),
+    "bert/ia3": peft.IA3Config(
+        target_modules=["key", "value", "output.dense"],
+        feedforward_modules=["output.dense"],
+        **HEAD,
+    ),
+    "bert/oft": peft.OFTConfig(**OFT, target_modules=BERT, bias="oft_only"),
+    "bert/oft_blocks": peft.OFTConfig(r=4, oft_block_size=0, target_modules=BERT),
+    "bert/oft_share": peft.OFTConfig(**OFT, block_share=True, target_modules=BERT),
+    "bert/glora": peft.GloraConfig(**GLORA, target_modules=BERT, **HEAD),
+    "bert/glora_vector": peft.GloraConfig(
+        config_A_B="vector", config_C="vector", target_modules=BERT
+    ),
+    "bert/glora_constant": peft.GloraConfig(
+        config_A_B="constant", config_C="none", config_D_E="none", target_modules=BERT
+    ),
+    "llama/hra": peft.HRAConfig(r=4, target_modules=LLAMA, task_type="CAUSAL_LM"),
+    "llama/hra_odd": peft.HRAConfig(r=3, target_modules=LLAMA, init_weights=False),
+    "llama/dora": peft.LoraConfig(**LORA, use_dora=True, target_modules=LLAMA),
+    "llama/lora_layers": peft.LoraConfig(
+        **LORA, target_modules=LLAMA, layers_to_transform=[1], layers_pattern="layers"
+    ),
+    "llama/lora_every": peft.LoraConfig(
+        **LORA,
+        target_modules="all-linear",
+        exclude_modules=["k_proj"],
+        modules_to_save=["lm_head", "norm"],
+        task_type="CAUSAL_LM",
+    ),
+    "llama/glora": peft.GloraConfig(**GLORA, target_modules=LLAMA),
+    "vit/lora": peft.LoraConfig(**LORA, **CONV),
+    "vit/dora": peft.LoraConfig(**LORA, use_dora=True, **CONV),
+    "vit/hra": peft.HRAConfig(r=4, **CONV),
+    "vit/ia3": peft.IA3Config(
+        target_modules=["k_proj", "fc2", "projection"],
+        feedforward_modules=["fc2", "projection"],
+    ),
+    "vit/ia3_conv": peft.IA3Config(
+        target_modules=["projection"], feedforward_modules=[]
+    ),
+    "roberta/lora": peft.LoraConfig(**LORA, target_modules=["query"], **HEAD),
+    "bare/lora": peft.LoraConfig(**LORA, target_modules=["query", "pooler.dense"]),
+}
+
+
+def base(name):
+    """Return a fresh model and its recorded inputs."""
+    where, io = (Path(sys.argv[1]) / part for part in MODELS[name])
+    config = tf.AutoConfig.from_pretrained(where)
+    model = getattr(tf, config.architectures[0]).from_pretrained(where)
+    recorded = np.load(io.with_suffix(".npz"))
+    names = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+    given = {n: torch.from_numpy(recorded[n]) for n in names if n in recorded}
+    return model.eval(), given
+
+
+def randomise(model):
+    """Give every trainable parameter a value that matters."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.requires_grad:
+                # An HRA column or an OFT rotation of any size will do.
+                scale = (
+                    0.1 if "ia3" in name or "oft" in name or "glora" in name else 0.2
+                )
+                value.add_(torch.randn_like(value) * scale)
+
+
+def logits(model, given):
+    """Return the logits, or a bare encoder's pooled output."""
+    with torch.no_grad():
+        out = model(**given)
+    return (out.logits if "logits" in out else out.pooler_output).numpy()
+
+
+def make(name, config, folder):
+    """Write one adapter with its outputs."""
+    model, given = base(name.partition("/")[0])
+    adapted = peft.get_peft_model(model, config)
+    randomise(adapted)
+    adapted.eval()
+    adapted.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    trainable, _ = adapted.get_nb_trainable_parameters()
+    record = {"logits_adapted": logits(adapted, given), "n_trainable": trainable}
+    record["logits_merged"] = logits(adapted.merge_and_unload(), given)
+    again = peft.PeftModel.from_pretrained(base(name.partition("/")[0])[0], folder)
+    apart = np.abs(logits(again.eval(), given) - record["logits_adapted"]).max()
+    merged = np.abs(record["logits_merged"] - record["logits_adapted"]).max()
+    moved = np.abs(
+        logits(*base(name.partition("/")[0])) - record["logits_adapted"]
+    ).max()
+    print(f"{name}: reloaded {apart:.1e}, merged {merged:.1e}, base {moved:.1e}")
+    np.savez_compressed(folder / "io.npz", **record)
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1]) / "torch_adapters"
+    shutil.rmtree(root, ignore_errors=True)
+    for i, (name, config) in enumerate(ADAPTERS.items()):
+        torch.manual_seed(i)
+        make(name, config, root / name)
