@@ -22,6 +22,7 @@ from peftjax.methods.ia3 import IA3
 from peftjax.methods.lora import LoRA
 from peftjax.methods.oft import OFT
 from peftjax.methods.ssf import SSF
+from peftjax.search.subnet import to_glora
 
 __all__ = [
     "Composition",
@@ -44,6 +45,7 @@ __all__ = [
     "bank",
     "dropout",
     "from_nnx",
+    "to_glora",
     "to_lora",
     "to_nnx",
 ]
