@@ -23,8 +23,13 @@ METHODS = {
         rank=2, a="vector", b="lora", c="none", d="none", e="none"
     ),
     "glora_supernet": pj.GLoRASupernet(rank=2),
+    "glora_constants": pj.GLoRA(2, "constant", "constant", "vector", "constant", "none"),
+    "composition": pj.Composition(modules=3, rank=2),
+    "composition_global": pj.Composition(modules=3, rank=2, granularity="global"),
     "hra": pj.HRA(rank=4),
     "hra_scan": pj.HRA(rank=4, form="scan"),
+    "hra_gram_schmidt": pj.HRA(rank=4, orthogonal="gram_schmidt", penalty=0.1),
+    "hra_output": pj.HRA(rank=4, side="output", eps=1e-4),
     "dora": pj.DoRA(rank=4, alpha=7.0),
     "ia3": pj.IA3(),
     "ia3_input": pj.IA3(side="input"),

@@ -34,8 +34,8 @@ class Composition(Method):
     where the weights are learned. Float32. Products are averaged, never A and B apart.
 
     `Composition.of` builds it from trained modules; fresh parameters are N random ones,
-    of the right shapes and no use. Whether the paper has one v per layer or one for the model
-    is not known to us; the authors' code has one per layer.
+    of the right shapes and no use. Whether the paper has one v per layer or one for the
+    model is not known to us; the authors' code has one per layer.
 
     Attributes:
         modules: N.

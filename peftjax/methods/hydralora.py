@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -169,14 +169,19 @@ def choose_heads(texts: Sequence[str], max_heads: int = 15, seed: int = 0) -> He
     try:
         from sklearn.cluster import KMeans
         from sklearn.feature_extraction.text import TfidfVectorizer
+        from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise ImportError("choose_heads needs scikit-learn; install it") from error
     words = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3), max_features=2000)
     vectors = words.fit_transform(texts)
-    curve = [
-        KMeans(n, init="random", n_init=10, random_state=seed).fit(vectors).inertia_
-        for n in range(1, max_heads + 1)
-    ]
+
+    def scatter(n: int) -> Any:
+        # from random centres "auto" is ten starts
+        means = KMeans(n, init="random", n_init="auto", random_state=seed)
+        return means.fit(vectors).inertia_
+
+    with threadpool_limits(1):  # one order of summation, so one answer
+        curve = [scatter(n) for n in range(1, max_heads + 1)]
     return Heads(_elbow(np.array(curve)), np.array(curve))
 
 

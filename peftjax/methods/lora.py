@@ -20,9 +20,9 @@ class LoRA(Method):
 
     Parameters: `a [in, r]`, `b [r, out]`; float32.
 
-    `rs=True` takes `s = alpha / sqrt(r)` (rsLoRA, arXiv 2312.03732). Dropout acts on the
-    input of A. As in the released code A is uniform on `±1/sqrt(in)` (Kaiming, a = √5)
-    and B zero; for an embedding A is zero and B standard normal.
+    `rs=True` takes `s = alpha / sqrt(r)` (rsLoRA, arXiv 2312.03732). Dropout acts on
+    the input of A. As in the released code A is uniform on `±1/sqrt(in)` (Kaiming, a =
+    √5) and B zero; for an embedding A is zero and B standard normal.
 
     Attributes:
         rank: r.

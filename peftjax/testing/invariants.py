@@ -123,7 +123,8 @@ def gradients(case: Case) -> None:
         expected = np.concatenate([np.ravel(leaf) for leaf in p.values()])
         leaves = through_gates[path].values()
         found = np.concatenate([np.ravel(leaf) for leaf in leaves])
-        _close(f"gradients: {path}", found, expected, 4 * case.bound)
+        # a scalar's gradient is a sum over the whole weight, most of which cancels
+        _close(f"gradients: {path}", found, expected, 16 * case.bound)
     for path, p in case.results["perturbed"][1].items():
         sizes = {name: float(np.abs(leaf).max()) for name, leaf in p.items()}
         assert np.isfinite(list(sizes.values())).all(), f"gradients: {path}: {sizes}"
