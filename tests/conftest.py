@@ -24,3 +24,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found in {folder}; set PEFTJAX_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Keep the memory of a test process flat: no module uses another's programs."""
+    yield
+    import jax
+
+    jax.clear_caches()

@@ -23,7 +23,7 @@ METHODS = {
         rank=2, a="vector", b="lora", c="none", d="none", e="none"
     ),
     "glora_supernet": pj.GLoRASupernet(rank=2),
-    "glora_constants": pj.GLoRA(2, "constant", "constant", "vector", "constant", "none"),
+    "glora_constants": pj.GLoRA(2, "constant", "constant", "vector", "constant"),
     "composition": pj.Composition(modules=3, rank=2),
     "composition_global": pj.Composition(modules=3, rank=2, granularity="global"),
     "hra": pj.HRA(rank=4),
