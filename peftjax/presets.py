@@ -1,6 +1,6 @@
 """Placements: the layers that each paper adapts, as rules for `adapt`.
 
-| method | ViT | BERT, RoBERTa | Llama |
+| method | ViT, CLIP | BERT, RoBERTa, DeBERTa | Llama |
 |---|---|---|---|
 | LoRA, DoRA, Composition | q, v | q, v | q, v |
 | Hydra | attention output, second MLP layer | second MLP layer | second MLP layer* |
@@ -14,6 +14,7 @@
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
 then not that of papers that adapt q and v alone. SSF is not put after LayerNorm here.
+Of a CLIP the image tower is adapted, by Hydra in the second MLP layer alone.
 """
 
 from __future__ import annotations
@@ -59,6 +60,15 @@ _PARTS: dict[str, dict[str, str]] = {
     "bert": _BERT,
     "roberta": _BERT,
     "minilm": _BERT,
+    "deberta": _BERT,
+    "clip": {
+        "query": "self_attn/q_proj",
+        "key": "self_attn/k_proj",
+        "value": "self_attn/v_proj",
+        "output": "self_attn/out_proj",
+        "up": "mlp/fc1",
+        "down": "mlp/fc2",
+    },
     "llama": {
         "query": "self_attn/q_proj",
         "key": "self_attn/k_proj",
@@ -69,8 +79,8 @@ _PARTS: dict[str, dict[str, str]] = {
         "down": "mlp/down_proj",
     },
 }
-_STACK = {"vit": "blocks"}
-_HEADS = {"vit": "head", "llama": "score"}
+_STACK = {"vit": "blocks", "clip": "image/layers"}
+_HEADS = {"vit": "head", "clip": "head", "llama": "score"}
 
 _EVERY = ("query", "key", "value", "output", "gate", "up", "down")
 _LORA = ("query", "value")
@@ -102,7 +112,8 @@ def rules(
     They fit scanned and unrolled layers alike.
 
     Args:
-        family: `"vit"`, `"bert"`, `"roberta"`, `"minilm"` or `"llama"`.
+        family: `"vit"`, `"clip"`, `"bert"`, `"roberta"`, `"minilm"`, `"deberta"` or
+            `"llama"`.
         method: a method, or `"full"`, `"linear"` (the head alone) or `"bitfit"`.
         parts: other parts than the paper's: of `"query"`, `"key"`, `"value"`,
             `"output"`, `"gate"`, `"up"`, `"down"`, `"patches"`; a method of your own

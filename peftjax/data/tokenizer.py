@@ -1,4 +1,4 @@
-"""A model's own `tokenizer.json`, and text turned into padded columns with it."""
+"""A model's own tokenizer, and text turned into padded columns with it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from peftjax.data.ragged import Ragged
+from peftjax.data.spm import from_spm
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BUCKETS = (16, 32, 64, 128, 256, 512)
+_FILES = ("tokenizer.json", "spm.model")
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
@@ -37,10 +39,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Read a tokenizer.
 
     Args:
-        path: `tokenizer.json`, or the folder of the model that holds it.
+        path: `tokenizer.json`, DeBERTa's `spm.model`, or the folder of the model that
+            holds one of them; of both, the first.
 
     Raises:
-        ImportError: `tokenizers` is absent.
+        ImportError: `tokenizers` is absent, or what `spm.model` needs.
         FileNotFoundError: there is no such file.
         ValueError: the file is no tokenizer.
     """
@@ -51,6 +54,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             "tokenising needs tokenizers: pip install 'peftjax[text]'"
         ) from error
     file = tokenizer_file(path)
+    if file.suffix == ".model":
+        return from_spm(file)
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:
@@ -62,12 +67,15 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 
 def tokenizer_file(path: str | os.PathLike[str]) -> Path:
-    """Return the `tokenizer.json` of a model's folder, or the file itself."""
+    """Return the `tokenizer.json` or `spm.model` of a folder, or the file itself."""
     file = Path(path)
-    file = file / "tokenizer.json" if file.is_dir() else file
+    if file.is_dir():
+        found = [file / name for name in _FILES if (file / name).is_file()]
+        file = found[0] if found else file / _FILES[0]
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: no such file; expected the tokenizer.json of the model"
+            f"{file}: no such file; expected the tokenizer.json of the model, or its "
+            "spm.model"
         )
     return file
 

@@ -117,14 +117,14 @@ def read_clip(config: Json) -> ClipConfig:
 
 def write_clip(config: ClipConfig) -> dict[str, Any]:
     """Return what `read_clip` reads."""
-    towers = {
-        "vision_config": {"model_type": "clip_vision_model"},
-        "text_config": {"model_type": "clip_text_model"},
+    dim = {"projection_dim": config.projection_dim}
+    vision, text = dataclasses.asdict(config.vision), dataclasses.asdict(config.text)
+    return {
+        "model_type": "clip",
+        **dim,
+        "vision_config": {"model_type": "clip_vision_model", **vision, **dim},
+        "text_config": {"model_type": "clip_text_model", **text, **dim},
     }
-    for name, tower in zip(towers, (config.vision, config.text)):
-        towers[name] |= dataclasses.asdict(tower)
-        towers[name]["projection_dim"] = config.projection_dim
-    return {"model_type": "clip", "projection_dim": config.projection_dim, **towers}
 
 
 def _tower(config: Json, name: str, defaults: T) -> T:

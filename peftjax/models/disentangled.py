@@ -31,7 +31,9 @@ def bucket(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
     """
     middle = buckets // 2
     size = np.abs(distance)
-    if size.max() > middle and max_distance - 1 <= middle:
+    if size.max() <= middle:
+        return distance
+    if max_distance - 1 <= middle:
         raise ValueError(
             f"position_buckets: expected less than {2 * (max_distance - 1)} for "
             f"distances up to {max_distance}, found {buckets} and a distance of "
@@ -78,7 +80,8 @@ def position_scores(
 
     The originals score every row of the table and pick one per pair of tokens. Here
     every distance picks its row once, and `shift` lines them up: the same numbers
-    without a gather as large as the scores, nor a scatter in its gradient.
+    without a gather as large as the scores, nor a scatter in its gradient; for more
+    tokens than half the table has rows it is more matrix work than theirs.
 
     Args:
         query: `[batch, N, h, features]`.

@@ -112,8 +112,8 @@ class Part(nn.Module):
         return layer_norm(self.config.layer_norm_eps, self.dtype, name)(x)
 
     def drop(self, x: jax.Array, rate: float | None = None) -> jax.Array:
-        rate = self.config.hidden_dropout_prob if rate is None else rate
-        return nn.Dropout(rate, deterministic=self.deterministic)(x)
+        chosen: Any = self.config.hidden_dropout_prob if rate is None else rate
+        return nn.Dropout(chosen, deterministic=self.deterministic)(x)
 
 
 class Layer(Part):

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -83,6 +83,12 @@ def save(
         ValueError: parameters and model do not fit, or the model has no equal there.
     """
     path = Path(path)
+    if not isinstance(model, Model):
+        known = ", ".join(kind.__name__ for kind in get_args(Model))
+        raise ValueError(
+            f"save: {type(model).__name__} has no equal there; expected one of "
+            f"{known}. Put the tower of a ClipClassifier back into its Clip's variables"
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path}: expected an absent or empty folder")
     params = flatten_dict(nn.meta.unbox(variables)["params"], sep="/")

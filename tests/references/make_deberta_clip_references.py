@@ -1,12 +1,12 @@
 """Make tiny random DeBERTa-v2/v3 and CLIP models, and record what they compute.
 
-    pip install torch==2.13.0 transformers==5.23.0 sentencepiece
+    pip install torch==2.13.0 transformers==5.23.0
     python tests/references/make_deberta_clip_references.py make tests/data/models
     python tests/references/make_deberta_clip_references.py check FOLDER
 
 As `make_model_references.py`, for these two families; `check` looks only at models
-whose names begin with `deberta` or `clip`. `distances.npz` holds the buckets of
-relative distances. Nothing of peftjax is used here.
+whose names begin with `deberta` or `clip`. `deberta_buckets.npz`, beside the folder,
+holds the buckets of relative distances. Nothing of peftjax is used here.
 """
 
 import sys
