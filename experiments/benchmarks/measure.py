@@ -1,0 +1,83 @@
+"""What a step costs relative to the frozen model: time, FLOPs, temporary memory.
+
+The bound is the frozen model's forward pass and its gradient with respect to the input,
+below which no adapter near the input can train.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from peftjax.training.losses import cross_entropy
+
+
+@functools.cache
+def bound(model: nn.Module) -> Any:
+    """Return the jitted `f(variables, images, labels)`: loss and input gradient."""
+
+    def run(variables, images, labels):
+        def loss(images):
+            return cross_entropy(model.apply(variables, images), labels).mean()
+
+        return jax.value_and_grad(loss)(images)
+
+    return jax.jit(run)
+
+
+@functools.cache
+def forward(model: nn.Module) -> Any:
+    """Return the jitted `f(variables, images)`; equal models share one program."""
+    return jax.jit(model.apply)
+
+
+def adapted(peft: Any) -> Any:
+    """Return the jitted `f(variables, adapters, images, labels)`: loss and gradient."""
+
+    def run(variables, adapters, images, labels):
+        trainable, frozen = peft.partition(adapters)
+
+        def loss(trainable):
+            both = peft.combine(trainable, frozen)
+            logits = peft.apply(variables, both, images)
+            return cross_entropy(logits, labels).mean() + peft.penalty(both)
+
+        return jax.value_and_grad(loss)(trainable)
+
+    return jax.jit(run)
+
+
+def analysis(compiled: Any) -> dict[str, float]:
+    """Return XLA's own count of FLOPs and its temporary bytes."""
+    return {
+        "flops": compiled.cost_analysis()["flops"],
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2
+) -> dict[str, list[float]]:
+    """Call each in turn, round after round, and return their seconds.
+
+    Every other round runs backwards, so that none always follows the same neighbour.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + warmup):
+        for name in list(calls)[:: -1 if number % 2 else 1]:
+            start = time.perf_counter()
+            jax.block_until_ready(calls[name]())
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], name: str, to: str) -> float:
+    """Return the median over rounds of one call's time over another's."""
+    return median(a / b for a, b in zip(seconds[name], seconds[to]))

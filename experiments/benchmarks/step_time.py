@@ -1,0 +1,176 @@
+"""Step time, FLOPs and memory of every method relative to the frozen-base bound.
+
+`python -m experiments.benchmarks.step_time --methods lora --methods hra --peer PYTHON`
+
+A ViT of width 768 with four blocks, batch 8, 197 tokens; every linear layer of the
+blocks is adapted (qkv, proj, fc1, fc2) at rank 8. A step is the loss and its gradient,
+without the optimizer. All calls of one layout take turns in one process, and the ratio
+is the median over rounds. `--peer` names a Python with torch and the torch library of
+adapters (`pip install torch peft`); it runs the same shapes in a second process, one
+step at a time, in the same turns, against a bound of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+import peftjax as pj
+from experiments.benchmarks.measure import adapted, analysis, bound, interleave, ratio
+from experiments.records import circumstances, plain, write_json
+from peftjax.models.vit import ViT
+
+LINEAR = r"blocks(_\d+)?/(attn/(qkv|proj)|mlp/fc[12])/kernel"
+METHODS = {
+    "lora": pj.LoRA(rank=8, alpha=16.0),
+    "hra": pj.HRA(rank=8),
+    "hydralora": pj.HydraLoRA(rank=8, alpha=16.0),
+    "dora": pj.DoRA(rank=8, alpha=16.0),
+    "hydra": pj.Hydra(rank=8),
+    "glora": pj.GLoRA(rank=8),
+}
+PEER_METHODS = ("lora", "dora", "hra")
+LAYOUTS = {
+    "unrolled": {},
+    "scanned": {"scan_layers": True},
+    "unrolled+remat": {"remat": True},
+    "scanned+remat": {"scan_layers": True, "remat": True},
+}
+BATCH, SIZE, DEPTH = 8, 224, 4
+RATIOS = ("time", "flops", "temporary_bytes")
+HEADER = ("method", "time / bound", "FLOPs / bound", "memory / bound", "merged sites")
+TORCH_HEADER = ("torch / its bound", "torch / ours")
+
+Call = Callable[[], Any]
+
+
+def compiled_calls(
+    layout: dict[str, bool], methods: list[str]
+) -> tuple[dict[str, Call], dict[str, dict[str, float]]]:
+    """Return a ready call, and XLA's figures, of the bound and of every method."""
+    model = ViT(depth=DEPTH, num_classes=10, **layout)
+    images = jax.random.normal(jax.random.key(0), (BATCH, SIZE, SIZE, 3))
+    labels = jnp.arange(BATCH) % 10
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    calls, facts = {}, {}
+
+    def add(name: str, function: Any, *args: Any, merged: int = 0) -> None:
+        compiled = function.lower(*args).compile()
+        calls[name] = functools.partial(compiled, *args)
+        facts[name] = {**analysis(compiled), "merged_sites": merged}
+
+    add("bound", bound(model), variables, images, labels)
+    for name in methods:
+        peft = pj.adapt(model.apply, variables, images, rules={LINEAR: METHODS[name]})
+        slow = sum(not site.fast for site in peft.sites)
+        adapters = _moved(peft.init(jax.random.key(2)))
+        add(name, adapted(peft), variables, adapters, images, labels, merged=slow)
+    return calls, facts
+
+
+def _moved(adapters: Any) -> Any:
+    """Return adapters away from their start, so that no factor is zero."""
+    return jax.tree.map(
+        lambda leaf: leaf + 0.01 * jax.random.normal(jax.random.key(3), leaf.shape),
+        adapters,
+    )
+
+
+@contextmanager
+def peer(python: str, methods: list[str]) -> Iterator[dict[str, Call]]:
+    """Start the torch process and yield a call for its bound and each method."""
+    script = Path(__file__).with_name("peer_torch.py")
+    threads = str(circumstances()["hardware"]["cores"])
+    process = subprocess.Popen(
+        [python, str(script), threads, str(DEPTH), str(BATCH), str(SIZE), *methods],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Threads that spin while they wait would slow the other process down.
+        env={"OMP_WAIT_POLICY": "PASSIVE", "PATH": "/usr/bin:/bin"},
+    )
+    assert process.stdin is not None and process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+
+    def step(name: str) -> None:
+        stdin.write(f"{name}\n")
+        stdin.flush()
+        if stdout.readline().strip() != name:
+            raise RuntimeError(f"{python} {script} stopped; its error is above")
+
+    names = ["bound", *(name for name in methods if name in PEER_METHODS)]
+    try:
+        yield {f"torch {name}": functools.partial(step, name) for name in names}
+    finally:
+        stdin.close()
+        process.wait()
+
+
+def measure(
+    layout: dict[str, bool], methods: list[str], rounds: int, torch: dict[str, Call]
+) -> dict[str, dict[str, float]]:
+    """Return the figures of one layout by method; torch's under `torch METHOD`."""
+    calls, facts = compiled_calls(layout, methods)
+    seconds = interleave({**calls, **torch}, rounds)
+    for name in seconds:
+        facts.setdefault(name, {})["seconds"] = median(seconds[name])
+    for name in methods:
+        for key in ("flops", "temporary_bytes"):
+            facts[name][f"{key}_over_bound"] = facts[name][key] / facts["bound"][key]
+        facts[name]["time_over_bound"] = ratio(seconds, name, "bound")
+        if (other := f"torch {name}") in torch:
+            facts[other]["time_over_bound"] = ratio(seconds, other, "torch bound")
+            facts[other]["time_over_ours"] = ratio(seconds, other, name)
+    return facts
+
+
+def show(title: str, facts: dict[str, dict[str, float]], methods: list[str]) -> None:
+    """Print the figures of one layout."""
+    with_torch = "torch bound" in facts
+    table = Table(*HEADER, *TORCH_HEADER * with_torch, title=title)
+    for name in methods:
+        cells = [f"{facts[name][f'{key}_over_bound']:.2f}" for key in RATIOS]
+        cells.append(f"{facts[name]['merged_sites']}")
+        if other := facts.get(f"torch {name}"):
+            cells += [f"{other[f'time_over_{key}']:.2f}" for key in ("bound", "ours")]
+        table.add_row(name, *cells)
+    Console(width=100).print(table)
+
+
+def main(_: list[str]) -> None:
+    methods, results = CHOSEN.value, {}
+    with ExitStack() as stack:
+        torch = stack.enter_context(peer(PEER.value, methods)) if PEER.value else {}
+        for name in LAYOUT.value:
+            others = torch if name == "unrolled" else {}
+            results[name] = measure(LAYOUTS[name], methods, ROUNDS.value, others)
+            show(name, results[name], methods)
+    document = {
+        "shapes": {"width": 768, "depth": DEPTH, "batch": BATCH, "tokens": 197},
+        "methods": {name: plain(METHODS[name]) for name in methods},
+        "rounds": ROUNDS.value,
+        "layouts": results,
+        **circumstances(),
+    }
+    write_json(Path(OUT.value), document)
+    print(f"Written: {OUT.value}")
+
+
+if __name__ == "__main__":
+    CHOSEN = flags.DEFINE_multi_enum("methods", list(METHODS), METHODS, "Methods.")
+    LAYOUT = flags.DEFINE_multi_enum("layout", list(LAYOUTS), LAYOUTS, "Layouts.")
+    ROUNDS = flags.DEFINE_integer("rounds", 9, "Timed turns.", lower_bound=1)
+    PEER = flags.DEFINE_string("peer", None, "A Python with torch and peft.")
+    OUT = flags.DEFINE_string("out", "runs/step_time.json", "Result file.")
+    app.run(main)

@@ -1,0 +1,87 @@
+"""Run a script: flag errors and expected failures are one line, not a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from experiments.records import UnknownMethod
+from peftjax.hub.tensors import AdapterFileError
+from peftjax.training.checkpoint import CheckpointError
+from peftjax.training.loop import NonFiniteLoss
+
+EXPECTED = (
+    AdapterFileError,
+    CheckpointError,
+    FileExistsError,
+    NonFiniteLoss,
+    UnknownMethod,
+)
+
+
+def define_config() -> flags.FlagHolder:
+    """Define `--config FILE[:ARGUMENT]` and `--config.KEY=VALUE`."""
+    return config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENT]")
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Parse the flags and call `main`; exit with status 1 on an expected failure."""
+
+    def call(argv: list[str]) -> None:
+        if argv[1:]:
+            sys.exit(f"unexpected arguments {argv[1:]}; flags start with --")
+        logging.set_verbosity(logging.WARNING)  # orbax reports every file it opens
+        try:
+            main()
+        except EXPECTED as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+
+    flags.mark_flag_as_required("config")
+    app.run(call, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+        _ = flags.FLAGS["config"].value.name  # a missing file shows here
+    except (flags.Error, OSError) as error:
+        # ml_collections puts a traceback above the message of `get_config`.
+        sys.exit(str(error).strip().splitlines()[-1].strip())
+    except (AttributeError, KeyError):
+        config = flags.FLAGS["config"].parser.parse(_argument(argv))
+        for argument in argv:
+            if argument.startswith("--config."):
+                key = argument.partition("=")[0].removeprefix("--config.")
+                _check_key(config, key.split("."))
+        raise
+    return rest
+
+
+def _argument(argv: list[str]) -> str:
+    """Return the value of `--config`."""
+    for argument, following in zip(argv, [*argv[1:], ""]):
+        if argument == "--config":
+            return following
+        if argument.startswith("--config="):
+            return argument.partition("=")[2]
+    return ""
+
+
+def _check_key(config: ConfigDict, names: list[str]) -> None:
+    """Exit if there is no such key, naming the nearest one."""
+    for depth, name in enumerate(names):
+        if not isinstance(config, ConfigDict) or name not in config:
+            valid = list(config) if isinstance(config, ConfigDict) else []
+            near = get_close_matches(name, valid, 1) or valid
+            prefix = ".".join(["--config", *names[:depth]])
+            sys.exit(
+                f"unknown key {prefix}.{name}: did you mean "
+                + (" or ".join(f"{prefix}.{key}" for key in near) or f"{prefix}=...")
+                + "?"
+            )
+        config = config[name]

@@ -1,0 +1,83 @@
+"""What every result file says: configuration, versions, hardware; written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from peftjax.core.method import Method
+from peftjax.hub.describe import describe
+from peftjax.hub.tensors import replacing
+
+LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "grain")
+
+
+class UnknownMethod(ValueError):
+    """The configuration has no such method."""
+
+
+def plain(value: Any) -> Any:
+    """Return a configuration as JSON has it; methods by name and settings."""
+    if isinstance(value, Method):
+        return describe(value)
+    if isinstance(value, ConfigDict | dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value
+
+
+def digest(*parts: Any) -> str:
+    """Return ten hexadecimal digits that change when any of the settings does."""
+    text = json.dumps([plain(part) for part in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def configured(config: ConfigDict, method: str, seed: int = 0) -> ConfigDict:
+    """Return a copy of the configuration set to one method and seed."""
+    if method not in config.methods:
+        near = get_close_matches(method, config.methods, 1) or sorted(config.methods)
+        raise UnknownMethod(f"{method!r}: did you mean {', '.join(near)}?")
+    one = config.copy_and_resolve_references()
+    one.method, one.seed = method, seed
+    one.optim.lr = config.methods[method].lr
+    return one
+
+
+def circumstances() -> dict[str, Any]:
+    """Return versions, hardware and date, for a result file."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in LIBRARIES},
+        },
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)),
+            "devices": [device.device_kind for device in jax.devices()],
+        },
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document under a temporary name, then rename it."""
+    with replacing(path) as new:
+        new.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    return names[0].strip() if names else platform.processor()

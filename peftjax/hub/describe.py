@@ -1,0 +1,93 @@
+"""Methods as JSON and back, without evaluating anything that was read."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from peftjax.core.method import Method
+
+
+def public_methods() -> dict[str, type[Method]]:
+    """Return the methods of this library by class name."""
+    import peftjax
+
+    return {
+        name: value
+        for name, value in vars(peftjax).items()
+        if isinstance(value, type) and issubclass(value, Method) and value is not Method
+    }
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """Return `{"name": class name, "settings": {field: value}}`, ready for JSON.
+
+    Raises:
+        TypeError: a setting is neither a number, string, bool, None, tuple nor method.
+
+    >>> from peftjax.methods.lora import LoRA
+    >>> describe(LoRA(rank=2, alpha=3.0))["settings"]["alpha"]
+    3.0
+    """
+    owner = type(method).__name__
+    settings = {
+        field.name: _encode(f"{owner}.{field.name}", getattr(method, field.name))
+        for field in dataclasses.fields(method)
+    }
+    return {"name": owner, "settings": settings}
+
+
+def restore(document: Any, methods: Iterable[type[Method]] = ()) -> Method:
+    """Build the method that `describe` described.
+
+    Args:
+        document: what `describe` returned, read back from JSON.
+        methods: classes of the caller's own, looked up before the library's.
+
+    Raises:
+        ValueError: the document is malformed, or names an unknown class or setting.
+    """
+    known = public_methods() | {cls.__name__: cls for cls in methods}
+    if not isinstance(document, dict) or set(document) != {"name", "settings"}:
+        raise ValueError(
+            f'expected a method as {{"name", "settings"}}, found {document!r}'
+        )
+    name, settings = document["name"], document["settings"]
+    if not isinstance(name, str) or not isinstance(settings, dict):
+        raise ValueError(f"expected a method's name and settings, found {document!r}")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3) or sorted(known)
+        raise ValueError(
+            f"unknown method {name!r}: expected one of {', '.join(near)}; pass the "
+            "class in `methods` if it is your own"
+        )
+    fields = {field.name for field in dataclasses.fields(known[name]) if field.init}
+    if unknown := sorted(set(settings) - fields):
+        raise ValueError(
+            f"{name} has no setting {unknown[0]!r}: expected {sorted(fields)}"
+        )
+    values = {key: _decode(value, methods) for key, value in settings.items()}
+    return known[name](**values)
+
+
+def _encode(where: str, value: Any) -> Any:
+    if isinstance(value, Method):
+        return describe(value)
+    if isinstance(value, tuple | list):
+        return [_encode(where, item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"{where}: expected a number, string, bool, None, tuple or method, found "
+        f"{type(value).__name__}; an adapter file cannot hold it"
+    )
+
+
+def _decode(value: Any, methods: Iterable[type[Method]]) -> Any:
+    if isinstance(value, dict):
+        return restore(value, methods)
+    if isinstance(value, list):
+        return tuple(_decode(item, methods) for item in value)
+    return value

@@ -1,0 +1,225 @@
+"""Our own adapter file: one safetensors file of arrays, one JSON beside it of facts.
+
+`lora.safetensors` holds the arrays under `path:name` (`blocks_0/attn/qkv/kernel:a`).
+`lora.json` holds what the arrays belong to: rules, sites, base model, versions, and the
+SHA-256 of the arrays' file, which ties the two together. The facts have a file of their
+own because people read and compare them; a safetensors header is no place for that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from peftjax.core.method import Method
+from peftjax.hub.describe import describe, restore
+from peftjax.hub.fingerprint import describe_base, differences
+from peftjax.hub.tensors import (
+    AdapterFileError,
+    PathLike,
+    check_arrays,
+    read,
+    refuse,
+    replacing,
+    write,
+)
+
+FORMAT = 1
+
+Adapters = dict[str, dict[str, jax.Array]]
+
+
+def save(
+    path: PathLike, peft: Any, adapters: Mapping, variables: Any = None
+) -> tuple[Path, Path]:
+    """Write adapters as `<path>.safetensors` and `<path>.json`.
+
+    Both are written to temporary names first and then renamed; if the process dies
+    between the two renames, `load` says that the files do not belong together.
+
+    Args:
+        path: the files' common name, with or without `.safetensors`.
+        peft: what `adapt` returned.
+        adapters: `{path: {name: array}}`, of the names and shapes of `peft.init`.
+        variables: the frozen base; if given, its content is recorded too, and `load`
+            tells another checkpoint of the same architecture.
+
+    Returns:
+        The two files.
+
+    Raises:
+        AdapterFileError: the adapters are not those of `peft`, or not finite.
+        TypeError: a method has a setting that JSON cannot hold.
+    """
+    tensors_file, facts_file = _pair(path)
+    tensors = _flat(adapters)
+    check_arrays("adapters", _flat(_expected_arrays(peft)), tensors)
+    facts = _facts(peft, variables)
+    with replacing(tensors_file) as new_tensors, replacing(facts_file) as new_facts:
+        write(new_tensors, tensors)
+        facts["sha256"] = _sha256(new_tensors)
+        new_facts.write_text(json.dumps(facts, indent=1) + "\n")
+    return tensors_file, facts_file
+
+
+def load(path: PathLike, peft: Any, variables: Any = None) -> Adapters:
+    """Read adapters that `save` wrote, for the same model and rules.
+
+    Args:
+        path: as in `save`.
+        peft: what `adapt` returned.
+        variables: the frozen base; if given, its content must be that of the file's.
+
+    Returns:
+        `{path: {name: array}}`, the arrays as saved, on the default device.
+
+    Raises:
+        FileNotFoundError: one of the two files is absent.
+        AdapterFileError: a file is damaged; model, rules, names or shapes differ; a
+            value is not finite. The message names path, expected and found.
+    """
+    tensors_file, facts_file = _pair(path)
+    facts, tensors = _read_facts(facts_file), read(tensors_file)
+    _check_facts(facts_file, _facts(peft, variables), facts)
+    expected = _expected_arrays(peft)
+    check_arrays(tensors_file, _flat(expected), tensors)
+    if (found := _sha256(tensors_file)) != facts["sha256"]:
+        raise AdapterFileError(
+            f"{tensors_file}: expected SHA-256 {facts['sha256']} as {facts_file.name} "
+            f"says, found {found}; one of the two was changed, or a save was cut off "
+            "between them: save the adapters again"
+        )
+    return {
+        path: {name: tensors[f"{path}:{name}"] for name in names}
+        for path, names in expected.items()
+    }
+
+
+def read_rules(
+    path: PathLike, methods: Iterable[type[Method]] = ()
+) -> dict[str, Method]:
+    """Return the rules of an adapter file, to `adapt` a model as it was.
+
+    Args:
+        path: as in `save`.
+        methods: classes of the caller's own that the rules may name.
+
+    Raises:
+        FileNotFoundError: the file is absent.
+        AdapterFileError: the file is damaged or names an unknown method.
+    """
+    file = _pair(path)[1]
+    methods = tuple(methods)
+    try:
+        return {
+            pattern: restore(method, methods)
+            for pattern, method in _read_facts(file)["rules"]
+        }
+    except (TypeError, ValueError) as error:
+        raise AdapterFileError(f"{file}: {error}") from error
+
+
+def _pair(path: PathLike) -> tuple[Path, Path]:
+    name = os.fspath(path).removesuffix(".safetensors")
+    return Path(f"{name}.safetensors"), Path(f"{name}.json")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_facts(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: expected the adapters' JSON, found none")
+    try:
+        facts = json.loads(file.read_text())
+    except ValueError as error:
+        raise AdapterFileError(
+            f"{file}: truncated or not JSON ({error}); save or copy it again"
+        ) from error
+    wanted = {"format", "rules", "sites", "base", "versions", "sha256"}
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
+        raise AdapterFileError(f"{file}: expected format {FORMAT}, found {found!r}")
+    if wanted != facts.keys():
+        raise AdapterFileError(
+            f"{file}: expected the keys {sorted(wanted)}, found {sorted(facts)}"
+        )
+    return facts
+
+
+def _facts(peft: Any, variables: Any) -> dict[str, Any]:
+    versions = {name: metadata.version(name) for name in ("jax", "flax", "numpy")}
+    sites = {
+        site.path: {
+            "kind": site.kind,
+            "shape": list(site.shape),
+            "method": describe(site.method),
+        }
+        for site in peft.sites
+    }
+    return {
+        "format": FORMAT,
+        "rules": [[pattern, describe(method)] for pattern, method in peft.rules],
+        "sites": sites,
+        "base": describe_base(peft, variables),
+        "versions": versions,
+    }
+
+
+def _check_facts(file: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise unless model, sites and rules are the same; versions may differ."""
+    expected = json.loads(json.dumps(expected))
+    try:
+        refuse(file, "another model", differences(expected["base"], found["base"]))
+        rules = _unequal(
+            [f"{pattern!r}: {_show(method)}" for pattern, method in expected["rules"]],
+            [f"{pattern!r}: {_show(method)}" for pattern, method in found["rules"]],
+        )
+        refuse(file, "other rules", rules)
+        sites = _unequal(
+            [f"{path}: {site}" for path, site in sorted(expected["sites"].items())],
+            [f"{path}: {site}" for path, site in sorted(found["sites"].items())],
+        )
+        refuse(file, "other sites", sites)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise AdapterFileError(
+            f"{file}: expected rules, sites and base as `save` writes them, found a "
+            f"changed layout ({error!r}); save the adapters again"
+        ) from error
+
+
+def _expected_arrays(peft: Any) -> dict[str, dict[str, Any]]:
+    variables = jax.tree.unflatten(peft.structure, peft.leaves.avals)
+    return jax.eval_shape(peft.init, jax.random.key(0), variables)
+
+
+def _flat(adapters: Mapping) -> dict[str, Any]:
+    return {
+        f"{path}:{name}": array
+        for path, names in adapters.items()
+        for name, array in names.items()
+    }
+
+
+def _show(method: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{k}={v}" for k, v in method["settings"].items())
+    return f"{method['name']}({settings})"
+
+
+def _unequal(expected: Sequence[str], found: Sequence[str]) -> list[str]:
+    """Return one line per position at which the lines differ."""
+    return [
+        f"expected {here}, found {there}"
+        for here, there in zip_longest(expected, found, fillvalue="nothing")
+        if here != there
+    ]

@@ -1,0 +1,122 @@
+"""Named arrays in a safetensors file: written whole or not at all, read strictly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from peftjax.core.paths import flatten
+
+PathLike = str | os.PathLike[str]
+_SHOWN = 8
+
+
+class AdapterFileError(ValueError):
+    """An adapter file is damaged, or does not fit the model and its rules."""
+
+
+def save_tree(path: PathLike, variables: Any) -> Path:
+    """Write the parameters of a model, merged weights for one, as one safetensors file.
+
+    The keys are the paths that rules match; other collections are left out.
+    """
+    paths, leaves, _ = flatten(variables)
+    tensors = {name: leaf for name, leaf in zip(paths, leaves) if name is not None}
+    with replacing(Path(path)) as new:
+        write(new, tensors)
+    return Path(path)
+
+
+def load_tree(path: PathLike, like: Any) -> Any:
+    """Read what `save_tree` wrote into the tree of `like`.
+
+    The leaves of `like` may be abstract; those of other collections are kept from it.
+
+    Raises:
+        AdapterFileError: the file is damaged, or its names, shapes or dtypes differ.
+    """
+    tensors = read(Path(path))
+    paths, leaves, structure = flatten(like)
+    expected = {name: leaf for name, leaf in zip(paths, leaves) if name is not None}
+    check_arrays(path, expected, tensors)
+    new = [leaf if name is None else tensors[name] for name, leaf in zip(paths, leaves)]
+    return jax.tree.unflatten(structure, new)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `target`; on success it takes its place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(file: Path, tensors: Mapping[str, Any]) -> None:
+    """Write arrays by name."""
+    from safetensors.numpy import save_file
+
+    save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, file)
+
+
+def read(file: Path) -> dict[str, jax.Array]:
+    """Read arrays by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AdapterFileError: the file is truncated or of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file
+
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: expected a safetensors file, found none")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise AdapterFileError(
+            f"{file}: truncated or not a safetensors file ({error}); "
+            f"found {file.stat().st_size} bytes; save or copy it again"
+        ) from error
+
+
+def check_arrays(file: Any, expected: Mapping, found: Mapping) -> None:
+    """Raise unless names, shapes and dtypes are as expected, and all is finite."""
+    lines = []
+    for key in sorted(expected.keys() | found.keys()):
+        here = _shape(expected[key]) if key in expected else "no such array"
+        there = _shape(found[key]) if key in found else "no such array"
+        if here != there:
+            lines.append(f"{key}: expected {here}, found {there}")
+    refuse(file, "other arrays", lines)
+    lines = [
+        f"{key}: expected finite values, found NaN or infinity"
+        for key, array in sorted(found.items())
+        if jnp.issubdtype(array.dtype, jnp.inexact) and not jnp.isfinite(array).all()
+    ]
+    refuse(file, "values that are not finite", lines)
+
+
+def _shape(array: Any) -> str:
+    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
+
+
+def refuse(file: Any, what: str, lines: Sequence[str]) -> None:
+    """Raise if there are lines, each a difference; the first few are shown."""
+    if lines:
+        more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+        listed = "\n  ".join([*lines[:_SHOWN], *more])
+        raise AdapterFileError(
+            f"{file} holds {what}; found is what the file says:\n  {listed}\n"
+            "Use the model and the rules that the adapters were saved with (read_rules)"
+        )

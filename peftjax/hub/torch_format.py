@@ -1,0 +1,109 @@
+"""What it takes to bring a method of ours into the torch library's files and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from peftjax.core.method import Kind, Layer, Method
+from peftjax.hub.torch_config import Config
+
+Methods = Mapping[str, Any]  # methods by module, all of one class
+
+
+class Tensor(NamedTuple):
+    """How one array of an adapter lies in the torch library's file.
+
+    Attributes:
+        suffix: its name after the module's.
+        shape: its shape there.
+        ours: our shape, where it differs.
+        flip: ours is the transpose, with a convolution's window among its rows.
+        rows: our rows run over a convolution's window, (kh, kw, c_in); torch's over
+            (c_in, kh, kw).
+    """
+
+    suffix: str
+    shape: tuple[int, ...]
+    ours: tuple[int, ...] | None = None
+    flip: bool = False
+    rows: bool = False
+
+    def to_torch(self, value: np.ndarray, layer: Layer) -> np.ndarray:
+        """Return the array as it lies there."""
+        if self.rows and layer.spatial:
+            window = value.reshape(*layer.spatial, -1, value.shape[-1])
+            value = np.moveaxis(window, -2, 0).reshape(value.shape)
+        return (value.T if self.flip else value).reshape(self.shape)
+
+    def to_ours(self, value: np.ndarray, layer: Layer) -> np.ndarray:
+        """Return the array as it lies here."""
+        if self.flip:
+            value = value.reshape(self.shape[0], -1).T
+        elif self.ours is not None:
+            value = value.reshape(self.ours)
+        if self.rows and layer.spatial:
+            window = value.reshape(-1, *layer.spatial, value.shape[-1])
+            value = np.moveaxis(window, 0, -2).reshape(value.shape)
+        return value
+
+
+class Entry(NamedTuple):
+    """What a file says of one adapted module.
+
+    Attributes:
+        config: the configuration.
+        module: its name.
+        bias: the layer has one.
+        shapes: of its tensors, by suffix.
+    """
+
+    config: Config
+    module: str
+    bias: bool
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One of the torch library's methods.
+
+    Attributes:
+        peft_type: its name there.
+        method: our class.
+        kinds: kinds of layer on which the two agree.
+        read: our method, from what a file says of one module.
+        tensors: the arrays of our method on a layer, by our names.
+        write: the fields of a configuration, from our methods by module and the set of
+            modules that have a bias.
+        zeros: what else the library saves: arrays of zeros, by suffix.
+    """
+
+    peft_type: str
+    method: type[Method]
+    kinds: tuple[Kind, ...]
+    read: Callable[[Entry], Method]
+    tensors: Callable[[Any, Layer], dict[str, Tensor]]
+    write: Callable[[Methods, set[str]], dict[str, Any]]
+    zeros: Callable[[Any, Layer], dict[str, tuple[int, ...]]] = lambda *_: {}
+
+
+def uniform(methods: Methods, setting: str) -> Any:
+    """Return a setting that the file holds once, for all modules.
+
+    Raises:
+        ValueError: two modules differ in it.
+    """
+    (first, method), *others = methods.items()
+    value = getattr(method, setting)
+    for module, other in others:
+        if getattr(other, setting) != value:
+            raise ValueError(
+                f"{first} has {setting}={value!r}, {module} {getattr(other, setting)!r}"
+                f"; the torch library holds one {setting} for all modules. Save them "
+                "as adapters of their own"
+            )
+    return value

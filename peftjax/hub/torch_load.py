@@ -1,0 +1,221 @@
+"""Adapters of the torch library, ready for `adapt` on a model of this library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from peftjax.core.method import Method
+from peftjax.core.paths import flatten, nearest
+from peftjax.hub.tensors import AdapterFileError, PathLike
+from peftjax.hub.torch_config import CONFIG, Config, read_config
+from peftjax.hub.torch_format import Entry
+from peftjax.hub.torch_methods import find_format
+from peftjax.hub.torch_modules import Leaf, Modules, check_tied
+from peftjax.hub.torch_rules import Adapters, Found, collect
+from peftjax.methods.full import Full
+from peftjax.models.files import CheckpointError, Tensor, open_tensors
+from peftjax.models.names import Layout, Model, base_prefix
+from peftjax.models.vit import ViT
+
+TENSORS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_PICKLE = "adapter_model.bin"
+_COPIES = re.compile(r"\.(original_module|modules_to_save)(?=\.)")
+
+
+def load_torch(
+    folder: PathLike, model: Model, variables: Any
+) -> tuple[dict[str, Method], Adapters]:
+    """Read an adapter that the torch library wrote.
+
+    LoRA, rsLoRA, DoRA, (IA)³, OFT, HRA and GLoRA, on unrolled and on scanned layers.
+    Biases and modules trained beside the adapter come as `Full`. A DoRA with rsLoRA's
+    scale becomes a DoRA whose alpha contains it.
+
+    Args:
+        folder: holds `adapter_config.json` and `adapter_model.safetensors`; no other
+            file is opened.
+        model: the module that `peftjax.models.load` returned.
+        variables: its variables. Shapes suffice, unless the file repeats weights of the
+            base model, which are then compared.
+
+    Returns:
+        Rules and adapters: `adapt(model.apply, variables, ..., rules=rules)` plans the
+        model for these adapters. All arrays are float32.
+
+    Raises:
+        FileNotFoundError: one of the files is absent.
+        AdapterFileError: a file is damaged or a pickle; the targets are not in this
+            model; a field of the configuration has no equal here; tensors are missing,
+            unexpected or of another shape; scanned layers would need several methods.
+    """
+    folder = Path(folder)
+    config, tensors = read_config(folder / CONFIG), _open_tensors(folder)
+    paths, leaves, _ = flatten(variables)
+    params = {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
+    with _naming(folder):
+        reading = _Reading(config, tensors, _modules(model, params, tensors))
+        found = {**reading.adapted(), **reading.biases(), **reading.saved()}
+        check_tied(model, {leaf.path for leaf in found})
+        reading.check_rest(params, type(model).__name__)
+        return collect(found, params)
+
+
+def _open_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors by their names in the torch model."""
+    file = folder / TENSORS
+    if not file.is_file() and (folder / _PICKLE).is_file():
+        raise AdapterFileError(
+            f"{folder / _PICKLE}: refused. A pickle may run code when it is loaded; "
+            f"expected {TENSORS}. Convert it where you trust its origin: the torch "
+            "library's save_pretrained writes safetensors"
+        )
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: expected an adapter's tensors")
+    try:
+        tensors = open_tensors(file)
+    except CheckpointError as error:
+        raise AdapterFileError(str(error)) from error
+    if strange := [name for name in tensors if not name.startswith(PREFIX)]:
+        raise AdapterFileError(
+            f"{file}: expected names that begin with {PREFIX}, found "
+            f"{', '.join(strange[:5])}; is this an adapter of the torch library?"
+        )
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OverflowError, RecursionError, re.error) as error:
+        raise AdapterFileError(f"{folder}: {error}") from error
+
+
+def _modules(
+    model: Model, params: Mapping[str, Any], names: Mapping[str, Any]
+) -> Modules:
+    """Return the model under those names of torch's that a file has."""
+    shapes = {path: tuple(leaf.shape) for path, leaf in params.items()}
+    prefix = any(name.startswith(base_prefix(model)) for name in names)
+    layouts: list[Layout] = ["hf5", "hf", "timm"] if isinstance(model, ViT) else ["hf"]
+
+    def known(modules: Modules) -> int:
+        tensors = [*modules.leaves, *modules.fused]
+        owners = tuple(f"{tensor.rpartition('.')[0]}." for tensor in tensors)
+        return sum(name.startswith(owners) for name in names)
+
+    return max((Modules(model, shapes, one, prefix) for one in layouts), key=known)
+
+
+class _Reading:
+    """A file being read: tensors are taken out of `tensors` until none is left."""
+
+    def __init__(
+        self, config: Config, tensors: dict[str, Tensor], modules: Modules
+    ) -> None:
+        self.config, self.tensors, self.modules = config, tensors, modules
+        self.targets = modules.targeted(config)
+
+    def adapted(self) -> Found:
+        """Return method and arrays of every adapted weight."""
+        form = find_format(self.config)
+        found: Found = {}
+        for module, leaf in self.targets.items():
+            if leaf.kind not in form.kinds:
+                raise AdapterFileError(
+                    f"{module}: {form.peft_type} on a layer of kind {leaf.kind} has no "
+                    f"equal here; expected {' or '.join(form.kinds)}"
+                )
+            start, bias = f"{module}.", f"{module}.bias" in self.modules.leaves
+            shapes = {
+                name.removeprefix(start): tensor.shape
+                for name, tensor in self.tensors.items()
+                if name.startswith(start)
+            }
+            method = form.read(Entry(self.config, module, bias, shapes))
+            method.check(leaf.layer)
+            for suffix in form.zeros(method, leaf.layer):
+                self.tensors.pop(start + suffix, None)
+            arrays = {
+                name: one.to_ours(self._take(start + one.suffix, one.shape), leaf.layer)
+                for name, one in form.tensors(method, leaf.layer).items()
+            }
+            found[leaf] = method, arrays
+        return found
+
+    def biases(self) -> Found:
+        """Return the biases trained beside the adapter."""
+        mode, saved = self.config["bias"], {*self.modules.named(self.config)}
+        chosen = [
+            leaf
+            for leaf in self.modules.leaves.values()
+            if leaf.name == "bias" and leaf not in saved
+            if mode == "all" or (mode != "none" and leaf.module in self.targets)
+        ]
+        return {
+            leaf: self._full(leaf, ".base_layer" * (leaf.module in self.targets))
+            for leaf in chosen
+        }
+
+    def saved(self) -> Found:
+        """Return the parameters of `modules_to_save`."""
+        leaves = self.modules.named(self.config)
+        names = {f"{leaf.module}.{leaf.name}" for leaf in leaves}
+        for name in list(self.tensors):
+            # With trained biases the library also saves its two copies of a module's.
+            if _COPIES.search(name) and _COPIES.sub("", name) in names:
+                del self.tensors[name]
+        return {leaf: self._full(leaf) for leaf in leaves}
+
+    def _full(self, leaf: Leaf, infix: str = "") -> tuple[Method, dict]:
+        shape = tuple(leaf.shape[i] for i in np.argsort(leaf.order))
+        value = self._take(f"{leaf.module}{infix}.{leaf.name}", shape)
+        return Full(), {"value": leaf.to_ours(value)}
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        found = self.tensors.pop(name, None)
+        if found is None:
+            near = ", ".join(nearest(name, list(self.tensors), 2)) or "nothing"
+            raise AdapterFileError(
+                f"{name}: expected a tensor of shape {shape} by the configuration, "
+                f"found none; nearest of what is left: {near}"
+            )
+        kind = np.dtype(found.dtype).name
+        if found.shape != shape or "float" not in kind:
+            raise AdapterFileError(
+                f"{name}: expected a floating tensor of shape {shape} by model and "
+                f"configuration, found {kind}{list(found.shape)}"
+            )
+        if not np.isfinite(value := found.read().astype(np.float32)).all():
+            raise AdapterFileError(f"{name}: holds NaN or infinity")
+        return value
+
+    def check_rest(self, params: Mapping[str, Any], model: str) -> None:
+        """Raise unless what is left repeats weights of the base model."""
+        strange = []
+        for name, tensor in self.tensors.items():
+            leaf = self.modules.leaves.get(name.replace(".base_layer.", "."))
+            if leaf is None or not _repeats(leaf, tensor, params[leaf.path]):
+                strange.append(name)
+        if strange:
+            raise AdapterFileError(
+                f"{len(strange)} tensors are neither in this {model} nor meant by the "
+                f"configuration, or differ from the base model's: "
+                f"{', '.join(sorted(strange)[:6])}. Was the adapter trained on another "
+                "model, or does this one lack its head?"
+            )
+
+
+def _repeats(leaf: Leaf, tensor: Tensor, own: Any) -> bool:
+    if isinstance(own, jax.ShapeDtypeStruct) or len(tensor.shape) != len(leaf.order):
+        return False
+    own = np.asarray(own if leaf.number is None else own[leaf.number])
+    return np.array_equal(leaf.to_ours(tensor.read()), own)

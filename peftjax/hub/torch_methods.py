@@ -1,0 +1,185 @@
+"""LoRA, rsLoRA, DoRA, HRA, IA3 and OFT in the torch library's files."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from math import isqrt, prod, sqrt
+from typing import Any
+
+from peftjax.core.method import Layer, Method
+from peftjax.hub.torch_config import Config
+from peftjax.hub.torch_format import Entry, Format, Methods, Tensor, uniform
+from peftjax.hub.torch_glora import GLORA
+from peftjax.hub.torch_modules import is_feedforward, pattern_value
+from peftjax.methods.dora import DoRA
+from peftjax.methods.hra import HRA
+from peftjax.methods.ia3 import IA3
+from peftjax.methods.lora import LoRA
+from peftjax.methods.oft import OFT
+
+
+def _read_lora(entry: Entry) -> Method:
+    config, module = entry.config, entry.module
+    rank = pattern_value(config["rank_pattern"], module, config["r"])
+    alpha = float(pattern_value(config["alpha_pattern"], module, config["lora_alpha"]))
+    dropout = float(config["lora_dropout"])
+    if not config["use_dora"]:
+        return LoRA(rank, alpha, rs=config["use_rslora"], dropout=dropout)
+    return DoRA(rank, alpha * (sqrt(rank) if config["use_rslora"] else 1), dropout)
+
+
+def _lora_tensors(method: LoRA | DoRA, layer: Layer) -> dict[str, Tensor]:
+    r, d_in, d_out = method.rank, layer.d_in, layer.d_out
+    if layer.kind == "embedding":
+        return {
+            "a": Tensor("lora_embedding_A", (r, d_in), flip=True),
+            "b": Tensor("lora_embedding_B", (d_out, r), flip=True),
+        }
+    ones = (1,) * len(layer.spatial)
+    features = (d_in // prod(layer.spatial), *layer.spatial)
+    return {
+        "a": Tensor("lora_A.weight", (r, *features), flip=True, rows=True),
+        "b": Tensor("lora_B.weight", (d_out, r, *ones), flip=True),
+    }
+
+
+def _dora_tensors(method: DoRA, layer: Layer) -> dict[str, Tensor]:
+    shape = (1, layer.d_out, 1, 1) if layer.spatial else (layer.d_out,)
+    magnitude = Tensor("lora_magnitude_vector", shape, ours=(layer.d_out,))
+    return {**_lora_tensors(method, layer), "magnitude": magnitude}
+
+
+def _write_lora(methods: Methods, biased: set[str]) -> dict[str, Any]:
+    ranks = {module: method.rank for module, method in methods.items()}
+    alphas = {module: method.alpha for module, method in methods.items()}
+    rank, rank_pattern = _patterns(ranks)
+    alpha, alpha_pattern = _patterns(alphas)
+    dora = isinstance(next(iter(methods.values())), DoRA)
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+        "lora_dropout": uniform(methods, "dropout"),
+        "use_dora": dora,
+        "use_rslora": False if dora else uniform(methods, "rs"),
+    }
+
+
+def _patterns(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Return the commonest value, and the others by module."""
+    numbers = {m: int(v) if v == int(v) else v for m, v in values.items()}
+    common = Counter(numbers.values()).most_common(1)[0][0]
+    others = {m.replace(".", r"\."): v for m, v in numbers.items() if v != common}
+    return common, others
+
+
+def _read_hra(entry: Entry) -> Method:
+    rank, gs = entry.config["r"], entry.config["apply_GS"]
+    return HRA(
+        rank,
+        orthogonal="gram_schmidt" if gs else "none",
+        allow_non_identity=rank % 2 == 1 and not gs,
+    )
+
+
+def _hra_tensors(method: HRA, layer: Layer) -> dict[str, Tensor]:
+    return {"u": Tensor("hra_u", (layer.d_in, method.rank), rows=True)}
+
+
+def _write_hra(methods: Methods, biased: set[str]) -> dict[str, Any]:
+    if uniform(methods, "side") != "input" or uniform(methods, "eps") != 0:
+        raise ValueError(
+            "the torch library reflects the input of a layer, with eps = 0; expected "
+            f"HRA(side='input', eps=0.0), found {next(iter(methods.values()))}"
+        )
+    gs = uniform(methods, "orthogonal") == "gram_schmidt"
+    return {"r": uniform(methods, "rank"), "apply_GS": gs}
+
+
+def _read_ia3(entry: Entry) -> Method:
+    inputs = is_feedforward(entry.config["feedforward_modules"], entry.module)
+    return IA3(side="input" if inputs else "output")
+
+
+def _ia3_tensors(method: IA3, layer: Layer) -> dict[str, Tensor]:
+    count = method.count(layer)
+    shape = (1, count) if method.side == "input" else (count, 1)
+    shape = (1, count, 1, 1) if layer.spatial else shape
+    return {"scale": Tensor("ia3_l", shape, ours=(count,))}
+
+
+def _write_ia3(methods: Methods, biased: set[str]) -> dict[str, Any]:
+    inputs = [module for module, method in methods.items() if method.side == "input"]
+    return {"feedforward_modules": inputs}
+
+
+def _read_oft(entry: Entry) -> Method:
+    config, neumann = entry.config, entry.config["use_cayley_neumann"]
+    # The library changes a block that does not divide the layer, but not its config.
+    *_, numbers = entry.shapes.get("oft_R.weight") or (1,)
+    release = re.match(r"(\d+)\.(\d+)", config["peft_version"])
+    if neumann and (release is None or tuple(map(int, release.groups())) < (0, 18)):
+        raise ValueError(
+            "use_cayley_neumann: expected peft_version 0.18 or newer, found "
+            f"{config['peft_version']!r}; earlier ones have another series"
+        )
+    return OFT(
+        block=(1 + isqrt(1 + 8 * numbers)) // 2,
+        form="neumann" if neumann else "cayley",
+        share=config["block_share"],
+    )
+
+
+def _oft_tensors(method: OFT, layer: Layer) -> dict[str, Tensor]:
+    numbers = method.block * (method.block - 1) // 2
+    return {"r": Tensor("oft_R.weight", (method.count(layer) // numbers, numbers))}
+
+
+def _write_oft(methods: Methods, biased: set[str]) -> dict[str, Any]:
+    return {
+        "r": 0,
+        "oft_block_size": uniform(methods, "block"),
+        "use_cayley_neumann": uniform(methods, "form") == "neumann",
+        "block_share": uniform(methods, "share"),
+        # The first release with this series; the library looks for it.
+        "peft_version": "0.18.0",
+    }
+
+
+# HRA, IA3 and OFT there leave embeddings out or adapt their columns; OFT's blocks on a
+# convolution run over another order of its window.
+FORMATS = (
+    Format(
+        "LORA",
+        LoRA,
+        ("dense", "conv", "embedding"),
+        _read_lora,
+        _lora_tensors,
+        _write_lora,
+    ),
+    Format(
+        "LORA",
+        DoRA,
+        ("dense", "conv", "embedding"),
+        _read_lora,
+        _dora_tensors,
+        _write_lora,
+    ),
+    Format("HRA", HRA, ("dense", "conv"), _read_hra, _hra_tensors, _write_hra),
+    Format("IA3", IA3, ("dense", "conv"), _read_ia3, _ia3_tensors, _write_ia3),
+    Format("OFT", OFT, ("dense",), _read_oft, _oft_tensors, _write_oft),
+    GLORA,
+)
+
+
+def find_format(config: Config) -> Format:
+    """Return the format of a configuration."""
+    dora = bool(config.get("use_dora"))
+    return next(
+        form
+        for form in FORMATS
+        if form.peft_type == config["peft_type"] and dora == (form.method is DoRA)
+    )

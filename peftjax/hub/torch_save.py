@@ -1,0 +1,201 @@
+"""Adapters of this library in the torch library's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from peftjax.core.method import Method
+from peftjax.hub.tensors import AdapterFileError, PathLike, check_arrays, write
+from peftjax.hub.torch_config import CONFIG, complete
+from peftjax.hub.torch_format import Format
+from peftjax.hub.torch_full import describe_full
+from peftjax.hub.torch_load import PREFIX, TENSORS
+from peftjax.hub.torch_methods import FORMATS
+from peftjax.hub.torch_modules import Leaf, Modules, check_tied, is_feedforward
+from peftjax.models.llama import Llama
+from peftjax.models.names import Layout, Model
+from peftjax.models.vit import ViT
+
+
+def save_torch(
+    folder: PathLike,
+    model: Model,
+    peft: Any,
+    adapters: Mapping,
+    *,
+    base_model_name: str | None = None,
+    layout: Layout = "hf5",
+) -> Path:
+    """Write adapters as the torch library has them.
+
+    `adapter_config.json` and `adapter_model.safetensors`, for LoRA, DoRA, IA3, OFT, HRA
+    and GLoRA; one method at a time, as there. Leaves of `Full` become `modules_to_save`
+    or trained biases. What acts in training only (HRA's penalty and start) is left out.
+    The folder appears whole or not at all.
+
+    Args:
+        folder: the folder to write; it must be absent or empty.
+        model: the module that was adapted, one of `peftjax.models`.
+        peft: what `adapt` returned.
+        adapters: `{path: {name: array}}`.
+        base_model_name: what the library calls the frozen model, a path or repository.
+        layout: of the names; `"hf5"`: transformers 5; `"hf"`: transformers 4, other for
+            ViT alone; `"timm"` for a ViT of timm.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder is not empty.
+        AdapterFileError: the adapters are not those of `peft`, not finite, or have no
+            equal there; the message names the site.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: expected an absent or empty folder")
+    _check(peft, adapters)
+    try:
+        config, tensors = _translate(model, peft, adapters, layout)
+    except ValueError as error:
+        raise AdapterFileError(f"{folder}: not written: {error}") from error
+    config["base_model_name_or_path"] = base_model_name
+    tensors = {f"{PREFIX}{name}": value for name, value in tensors.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}-", dir=folder.parent
+    ) as tmp:
+        new = Path(tmp, "adapter")
+        new.mkdir()
+        write(new / TENSORS, tensors)
+        (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if folder.exists():
+            folder.rmdir()
+        os.replace(new, folder)
+    return folder
+
+
+def _check(peft: Any, adapters: Mapping) -> None:
+    variables = jax.tree.unflatten(peft.structure, peft.leaves.avals)
+    expected = jax.eval_shape(peft.init, jax.random.key(0), variables)
+
+    def flat(tree: Mapping) -> dict[str, Any]:
+        return {
+            f"{p}:{name}": a for p, names in tree.items() for name, a in names.items()
+        }
+
+    check_arrays("adapters", flat(expected), flat(adapters))
+
+
+def _translate(
+    model: Model, peft: Any, adapters: Mapping, layout: Layout
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return configuration and tensors."""
+    shapes = {
+        path: tuple(aval.shape)
+        for path, aval in zip(peft.leaves.paths, peft.leaves.avals)
+        if path is not None
+    }
+    headed = getattr(model, "head", None) or getattr(model, "num_classes", None)
+    modules = Modules(model, shapes, layout, prefix=bool(headed))
+    check_tied(model, {site.path for site in peft.sites})
+    form = _format(peft)
+    entries = [(site, leaf) for site in peft.sites for leaf in modules.at(site.path)]
+    methods = {
+        leaf.module: site.method for site, leaf in entries if not site.method.replaces
+    }
+    biased = {module for module in methods if f"{module}.bias" in modules.leaves}
+    settings, tensors, full = form.write(methods, biased), {}, {}
+    for site, leaf in entries:
+        arrays = {
+            name: np.asarray(array if leaf.number is None else array[leaf.number])
+            for name, array in adapters[site.path].items()
+        }
+        if site.method.replaces:
+            full[leaf] = leaf.to_torch(arrays["value"])
+        else:
+            tensors.update(_adapted(form, site.method, leaf, arrays))
+    fields, more = describe_full(full, modules, {*methods}, form.peft_type)
+    config = {
+        "peft_type": form.peft_type,
+        "inference_mode": True,
+        "task_type": _task(model, fields["modules_to_save"]),
+        **settings,
+        **fields,
+    }
+    return _with_targets(config, methods, modules), {**tensors, **more}
+
+
+def _format(peft: Any) -> Format:
+    """Return the one format of all adapted sites."""
+    sites = [site for site in peft.sites if not site.method.replaces]
+    found: dict[Format, str] = {}
+    for site in sites:
+        form = next((f for f in FORMATS if f.method is type(site.method)), None)
+        if form is None:
+            raise ValueError(
+                f"{site.path}: {type(site.method).__name__} has no equal in the torch "
+                f"library; it has {', '.join(f.method.__name__ for f in FORMATS)}. "
+                "peftjax.to_lora makes the nearest LoRA"
+            )
+        found.setdefault(form, site.path)
+    if len(found) != 1:
+        listed = [f"{form.method.__name__} at {path}" for form, path in found.items()]
+        raise ValueError(
+            "the torch library holds one method in a file, and no file without one; "
+            f"found {' and '.join(listed) or 'only leaves of Full'}"
+        )
+    return next(iter(found))
+
+
+def _adapted(
+    form: Format, method: Method, leaf: Leaf, arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the tensors of one adapted weight."""
+    if leaf.kind not in form.kinds:
+        raise ValueError(
+            f"{leaf.path}: {type(method).__name__} on a layer of kind {leaf.kind} has "
+            f"no equal in the torch library; expected {' or '.join(form.kinds)}"
+        )
+    tensors = {
+        one.suffix: one.to_torch(arrays[name], leaf.layer)
+        for name, one in form.tensors(method, leaf.layer).items()
+    }
+    for suffix, shape in form.zeros(method, leaf.layer).items():
+        tensors[suffix] = np.zeros(shape, np.float32)
+    return {f"{leaf.module}.{suffix}": value for suffix, value in tensors.items()}
+
+
+def _task(model: Model, saved: list[str] | None) -> str | None:
+    """Return the task type by which the library wraps the model."""
+    if isinstance(model, Llama) and model.head == "lm":
+        return "CAUSAL_LM"
+    text = not isinstance(model, ViT) and {"classifier", "score"} & {*(saved or ())}
+    return "SEQ_CLS" if text else None
+
+
+def _with_targets(
+    config: dict[str, Any], methods: Mapping[str, Any], modules: Modules
+) -> dict[str, Any]:
+    """Return the configuration with the shortest names that mean the same modules."""
+    inputs = config.get("feedforward_modules", ())
+    for shorten in (lambda name: re.sub(r".*?\.\d+\.", "", name, count=1), str):
+        named = {**config, "target_modules": sorted({*map(shorten, methods)})}
+        ends = sorted({*map(shorten, inputs)})
+        if "feedforward_modules" in config:
+            named["feedforward_modules"] = ends
+        if modules.targeted(complete(named)).keys() == methods.keys() and all(
+            is_feedforward(ends, module) == (module in inputs) for module in methods
+        ):
+            return named
+    raise ValueError(
+        f"found no list of names that means just these modules: {sorted(methods)[:8]}"
+    )

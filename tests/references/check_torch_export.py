@@ -1,0 +1,167 @@
+"""Show that the torch library `peft` loads what `peftjax.hub.save_torch` writes.
+
+    python tests/references/check_torch_export.py train tests/data
+    pip install torch==2.13.0 transformers peft
+    python tests/references/check_torch_export.py check tests/data
+
+`train` needs peftjax: it trains adapters for a few steps on the tiny models of
+`tests/data` and writes each to `torch_export/MODEL/NAME`, with its logits in `io.npz`.
+`check` needs only torch: it loads each with the library, as it would its own, prints
+how far its logits are, and records them as `torch.npz`.
+"""
+
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+BASES = {
+    "bert": (
+        "peft_checkpoints/tiny_bert/base",
+        "peft_checkpoints/tiny_bert/base_io.npz",
+    ),
+    "llama": (
+        "peft_checkpoints/tiny_llama/base",
+        "peft_checkpoints/tiny_llama/base_io.npz",
+    ),
+    "vit": ("models/vit", "models/vit/io.npz"),
+}
+STEPS = 8
+
+
+def adapters():
+    """Return the rules of every adapter."""
+    import peftjax as pj
+
+    def bert(method, parts=r"(attention/(query|value)|intermediate)"):
+        return {rf"layers_\d+/{parts}/kernel": method, "classifier/.*": pj.Full()}
+
+    def llama(method):
+        return {r"layers_\d+/(self_attn/[qv]_proj|mlp/down_proj)/kernel": method}
+
+    def vit(method):
+        return {r"blocks_\d+/attn/[qv]/kernel|patch_embed/kernel": method}
+
+    lora, vector = pj.LoRA(rank=4, alpha=12.0, dropout=0.1), "vector"
+    ranks = {"layers_0/attention/query/kernel": pj.LoRA(2, alpha=7.5, dropout=0.1)}
+    return {
+        "bert/lora": bert(lora),
+        "bert/hra": bert(pj.HRA(rank=4)),
+        "bert/lora_ranks": {
+            **ranks,
+            **bert(lora, "attention/(query|key)"),
+            r"layers_\d+/attention/(query|key)/bias": pj.Full(),
+        },
+        "bert/rslora_biases": {
+            **bert(pj.LoRA(rank=4, alpha=3.0, rs=True)),
+            ".*/bias": pj.Full(),
+        },
+        "bert/lora_embedding": {"embeddings/word_embeddings/embedding": lora},
+        "bert/ia3": {
+            r"layers_\d+/attention/(key|value)/kernel": pj.IA3(),
+            r"layers_\d+/output/kernel": pj.IA3(side="input"),
+        },
+        "bert/oft": bert(pj.OFT(block=8)),
+        "bert/oft_neumann": bert(pj.OFT(block=4, form="neumann", share=True)),
+        "bert/glora": bert(pj.GLoRA(rank=3)),
+        "bert/glora_partly": bert(
+            pj.GLoRA(3, a=vector, b=vector, c="none", d="constant", e="constant")
+        ),
+        "bert/dora": bert(pj.DoRA(rank=4, alpha=6.0)),
+        "llama/lora": llama(lora),
+        "llama/lora_one_layer": {
+            "layers_1/self_attn/q_proj/kernel": lora,
+            "(norm|lm_head)/.*": pj.Full(),
+        },
+        "llama/hra": llama(pj.HRA(rank=3, orthogonal="gram_schmidt")),
+        "llama/glora": llama(pj.GLoRA(rank=3, c="none", d="none", e="none")),
+        "vit/lora": vit(lora),
+        "vit/hra": vit(pj.HRA(rank=4)),
+    }
+
+
+def inputs(root, name):
+    """Return the inputs of a base model."""
+    with np.load(root / BASES[name][1]) as io:
+        names = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+        return {key: io[key] for key in names if key in io}
+
+
+def train(root):
+    """Train every adapter and write it."""
+    import jax
+    import optax
+
+    import peftjax as pj
+
+    for number, (name, rules) in enumerate(adapters().items()):
+        base = name.partition("/")[0]
+        model, variables = pj.models.load(root / BASES[base][0])
+        given = inputs(root, base)
+        if base == "vit":
+            given = {"images": given["pixel_values"].transpose(0, 2, 3, 1)}
+        peft = pj.adapt(model.apply, variables, **given, rules=rules)
+        params = peft.init(jax.random.key(number))
+        shape = jax.eval_shape(model.apply, variables, **given).shape
+        target = np.random.default_rng(number).normal(size=shape)
+        optimizer = optax.adam(3e-2)
+
+        def loss(params, peft=peft, variables=variables, given=given, target=target):
+            logits = peft.apply(variables, params, **given)
+            return ((logits - target) ** 2).mean()
+
+        @jax.jit
+        def step(params, state, loss=loss, optimizer=optimizer):
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, state = optimizer.update(grads, state)
+            return optax.apply_updates(params, updates), state, value
+
+        state, values = optimizer.init(params), []
+        for _ in range(STEPS):
+            params, state, value = step(params, state)
+            values.append(float(value))
+        folder = root / "torch_export" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        pj.hub.save_torch(folder, model, peft, params, base_model_name=f"tiny_{base}")
+        logits = jax.jit(peft.apply)(variables, params, **given)
+        np.savez_compressed(folder / "io.npz", logits=logits)
+        print(f"{name}: loss {values[0]:.3f} to {values[-1]:.3f}")
+
+
+def check(root):
+    """Load every adapter with the torch library and record its logits."""
+    import peft
+    import torch
+    import transformers
+
+    classes = {
+        "bert": transformers.BertForSequenceClassification,
+        "llama": transformers.LlamaForCausalLM,
+        "vit": transformers.ViTForImageClassification,
+    }
+    for folder in sorted((root / "torch_export").glob("*/*")):
+        base = folder.parent.name
+        model = classes[base].from_pretrained(root / BASES[base][0])
+        given = {k: torch.from_numpy(v) for k, v in inputs(root, base).items()}
+        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+            warnings.simplefilter("always")
+            adapted = peft.PeftModel.from_pretrained(model, folder).eval()
+            found = {"logits": adapted(**given).logits}
+            merged = adapted.merge_and_unload()
+            found["logits_merged"] = merged(**given).logits
+        found = {key: value.numpy() for key, value in found.items()}
+        with np.load(folder / "io.npz") as io:
+            apart = [np.abs(value - io["logits"]).max() for value in found.values()]
+        print(
+            f"{folder.relative_to(root)}: apart {apart[0]:.1e}, merged {apart[1]:.1e}"
+        )
+        for warning in caught:
+            if "keys" in str(warning.message):
+                print("   ", warning.message)
+        np.savez_compressed(folder / "torch.npz", **found)
+
+
+if __name__ == "__main__":
+    {"train": train, "check": check}[sys.argv[1]](Path(sys.argv[2]))
