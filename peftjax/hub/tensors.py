@@ -83,7 +83,7 @@ def read(file: Path) -> dict[str, jax.Array]:
         raise FileNotFoundError(f"{file}: expected a safetensors file, found none")
     try:
         return load_file(file)
-    except SafetensorError as error:
+    except (SafetensorError, AttributeError) as error:  # the second: unknown dtypes
         raise AdapterFileError(
             f"{file}: truncated or not a safetensors file ({error}); "
             f"found {file.stat().st_size} bytes; save or copy it again"
