@@ -15,6 +15,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 
+collect_ignore = ["references"]  # scripts for other environments
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
