@@ -16,8 +16,6 @@ METHODS = {
     "hydra_full": pj.Hydra(rank=2, seq_rank=3, branch_bias=True, learn_scale=True),
     "hydralora": pj.HydraLoRA(rank=2, heads=3, alpha=5.0),
     "glora": pj.GLoRA(rank=2),
-        rank=2, a="vector", b="lora", c="none", d="none", e="none"
-    ),
     "glora_supernet": pj.GLoRASupernet(rank=2),
     "composition_global": pj.Composition(modules=3, rank=2, granularity="global"),
     "hra": pj.HRA(rank=4),
