@@ -159,15 +159,21 @@ def linen_case(method: Method, dtype: Any = jnp.float32) -> Case:
     """Return a method on the Linen model."""
     model = Everything(dtype)
     inputs = _inputs(dtype)
-    variables = model.init(jax.random.key(0), *inputs)
+    variables = jax.jit(model.init)(jax.random.key(0), *inputs)
     return Case(method, dtype, model.apply, _with_biases(variables), inputs)
 
 
 def nnx_case(method: Method) -> Case:
     """Return a method on the NNX model."""
-    apply_fn, variables = from_nnx(NnxEverything(nnx.Rngs(0)))
+    apply_fn, variables = from_nnx(nnx_model())
     inputs = _inputs(jnp.float32)
     return Case(method, jnp.float32, apply_fn, _with_biases(variables), inputs)
+
+
+@nnx.jit
+def nnx_model() -> NnxEverything:
+    """Return the NNX model; compiled, for its layers would be made one by one."""
+    return NnxEverything(nnx.Rngs(0))
 
 
 def perturb(peft: Peft, adapters: Adapters, scale: float = 0.3) -> Adapters:
@@ -194,7 +200,7 @@ def _with_biases(variables: Any) -> Any:
     def fill(path: Any, leaf: jax.Array) -> jax.Array:
         if "bias" not in str(path[-1]):
             return leaf
-        noise = jax.random.normal(jax.random.key(leaf.size), leaf.shape, leaf.dtype)
-        return leaf + 0.5 * noise
+        noise = np.random.default_rng(leaf.size).normal(size=leaf.shape)
+        return leaf + jnp.asarray(0.5 * noise, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, variables)

@@ -25,9 +25,9 @@ from peftjax.testing.case import (
     Case,
     linen_case,
     nnx_case,
+    nnx_model,
     perturb,
 )
-from peftjax.testing.model import NnxEverything
 
 
 def error(found: Any, expected: Any) -> float:
@@ -176,27 +176,25 @@ def in_bfloat16(case: Case) -> None:
 def on_nnx(case: Case) -> None:
     """On an NNX module, adapted equals merged, put back into the module."""
     other = nnx_case(case.method)
-    _agree("on_nnx", other)
-    gates = None if other.affine else "uniform"
-    variables = other.peft.merge(other.variables, other.perturbed, gates)
-    module = to_nnx(NnxEverything(nnx.Rngs(0)), variables)
-    expected = other.apply_fn(variables, *other.inputs)
-    _close("on_nnx: module", module(*other.inputs), expected, other.bound)  # pyright: ignore
+    merged, expected = _agree("on_nnx", other)
+    module = to_nnx(nnx_model(), merged)
+    run = nnx.jit(lambda module, *inputs: module(*inputs))
+    _close("on_nnx: module", run(module, *other.inputs), expected, other.bound)
 
 
-def _agree(what: str, case: Case) -> None:
+def _agree(what: str, case: Case) -> tuple[Any, jax.Array]:
+    """Compare the two paths; return the merged variables and their output."""
     gates = None if case.affine else "uniform"
 
-    def run(variables: Any, adapters: Adapters) -> tuple[jax.Array, jax.Array]:
+    def run(variables: Any, adapters: Adapters) -> tuple[jax.Array, Any, jax.Array]:
         given = adapters
         if not case.affine:
             sites = case.peft.sites
             given = {site.path: params(site, adapters, gates) for site in sites}
         merged = case.peft.merge(variables, adapters, gates)
-        return (
-            case.peft.apply(variables, given, *case.inputs),
-            case.apply_fn(merged, *case.inputs),
-        )
+        adapted = case.peft.apply(variables, given, *case.inputs)
+        return adapted, merged, case.apply_fn(merged, *case.inputs)
 
-    found, expected = jax.jit(run)(case.variables, case.perturbed)
+    found, merged, expected = jax.jit(run)(case.variables, case.perturbed)
     _close(what, found, expected, case.bound)
+    return merged, expected
