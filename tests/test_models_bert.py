@@ -101,6 +101,24 @@ def test_without_rates_training_equals_evaluation():
     close(model.apply(variables, IDS, train=True), model.apply(variables, IDS))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_is_that_of_jax_with_its_gradient(groups):
+    keys = jax.random.split(jax.random.key(0), 5)
+    q, ct = (jax.random.normal(key, (2, 5, 4, 8)) for key in keys[:2])
+    k, v = (jax.random.normal(key, (2, 6, groups, 8)) for key in keys[2:4])
+    bias = 3 * jax.random.normal(keys[4], (1, 4, 5, 6))
+    mask = jnp.tril(jnp.ones((5, 6), bool))[None, None]
+
+    def both(function):
+        def call(q, k, v, bias):
+            return function(q, k, v, mask=mask, bias=bias, scale=0.3)
+
+        y, back = jax.vjp(call, q, k, v, bias)
+        return y, *back(ct)
+
+    jax.tree.map(close, both(attend), both(jax.nn.dot_product_attention))
+
+
 def test_attention_with_dropout_keeps_masks_groups_and_the_mean():
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (2, 5, 4, 8))

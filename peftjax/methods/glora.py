@@ -46,17 +46,19 @@ class Supports(NamedTuple):
 def generalized(s: Supports, x: Any, kernel: jax.Array, bias: Any) -> Any:
     """Return `x (K ∘ (1 + A) + B) + c K + b ∘ (1 + D) + E`.
 
-    Only factors of A need a matrix of the kernel's size: a number per output scales the
-    output, and B acts on x.
+    Only factors of A need a matrix of the kernel's size, which B then joins: a number
+    per output scales the output, and B acts on x.
     """
     if isinstance(s.a, tuple):
-        y = x @ (kernel * (1 + s.a[0] @ s.a[1]))
+        added = s.b[0] @ s.b[1] if isinstance(s.b, tuple) else s.b
+        whole = kernel * (1 + s.a[0] @ s.a[1])
+        y = x @ (whole if added is None else whole + added)
     else:
         y = x @ kernel if s.a is None else (x @ kernel) * (1 + s.a)
-    if isinstance(s.b, tuple):
-        y = y + (x @ s.b[0]) @ s.b[1]
-    elif s.b is not None:
-        y = y + (x @ jnp.ones((kernel.shape[0], 1), kernel.dtype)) * s.b
+        if isinstance(s.b, tuple):
+            y = y + (x @ s.b[0]) @ s.b[1]
+        elif s.b is not None:
+            y = y + (x @ jnp.ones((kernel.shape[0], 1), kernel.dtype)) * s.b
     if s.c is not None:
         y = y + s.c @ kernel
     # The bias 0.0 of a layer without one must not become an array of zeros.

@@ -158,8 +158,7 @@ class HRA(Method):
         """Return `Tᵀ rows`, `[r, …]` (2 rows for orthonormal columns)."""
         if self.orthogonal == "gram_schmidt":
             return 2 * rows
-        inverse = 0.5 * jnp.eye(u.shape[1]) + jnp.tril(u.T @ u, -1)
-        return solve_triangular(inverse, rows, lower=True)
+        return _substitute(u.T @ u) @ rows
 
     def formula(self, p, x, kernel, bias, *, key=None):
         u = self._unit(p)
@@ -193,6 +192,21 @@ class HRA(Method):
             return kernel - 2 * u @ rows
         inverse = 0.5 * jnp.eye(u.shape[1]) - jnp.triu(u.T @ u)
         return kernel + u @ solve_triangular(inverse, rows, lower=False)
+
+
+def _substitute(gram: jax.Array) -> jax.Array:
+    """Return `(I/2 + tril(gram, -1))⁻¹`, `[r, r]`, by forward substitution.
+
+    Row by row and not by LAPACK, whose threads on a CPU wait spinning and take the
+    cores from the products that run beside it: a third more time per step.
+    """
+    eye = jnp.eye(len(gram))
+
+    def row(i: Any, inverse: jax.Array) -> jax.Array:
+        # Rows from i on are still zero, so the upper triangle has no part.
+        return inverse.at[i].set(2 * (eye[i] - gram[i] @ inverse))
+
+    return lax.fori_loop(0, len(gram), row, jnp.zeros_like(gram))
 
 
 def _chain(z: Any, u: jax.Array, reverse: bool = False) -> Any:

@@ -42,19 +42,26 @@ def attend(
     >>> attend(q, k, k).shape
     (1, 2, 4, 8)
     """
-    if dropout_key is None or dropout == 0.0:
-        return jax.nn.dot_product_attention(
-            query, key, value, bias=bias, mask=mask, scale=scale
-        )
-    scale = 1 / sqrt(query.shape[-1]) if scale is None else scale
-    repeats = query.shape[2] // key.shape[2]
-    key, value = (jnp.repeat(part, repeats, axis=2) for part in (key, value))
-    scores = scale * jnp.einsum(
-        "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
-    )
+    batch, queries, heads, d = query.shape
+    groups = key.shape[2]
+    scale = 1 / sqrt(d) if scale is None else scale
+    # A product per batch and group, of contiguous matrices; the queries of all heads
+    # that share keys are the rows of one.
+    q, k, v = (jnp.swapaxes(part, 1, 2) for part in (scale * query, key, value))
+    q = q.reshape(batch, groups, -1, d)
+    scores = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, heads, queries, -1)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, 0.7 * jnp.finfo(jnp.float32).min)
-    weights = drop(jax.nn.softmax(scores), dropout, dropout_key)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+    # Normalised after the second product, where it is cheaper than on the weights.
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    if dropout_key is not None and dropout > 0.0:
+        weights = drop(weights, dropout, dropout_key)
+    weights = weights.reshape(batch, groups, -1, weights.shape[-1]).astype(v.dtype)
+    y = jnp.einsum("bgqk,bgkd->bgqd", weights, v, preferred_element_type=jnp.float32)
+    y = y.reshape(batch, heads, queries, d) / total
+    return jnp.swapaxes(y, 1, 2).astype(value.dtype)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peftjax.models.attention import attend
 from peftjax.models.layers import apply_layers, drop_path
 
 SIZES = {
@@ -74,7 +75,7 @@ class Attention(nn.Module):
                 for name in ("q", "k", "v")
             ]
         q, k, v = (part.reshape(heads) for part in parts)
-        x = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        x = attend(q, k, v).reshape(x.shape)
         return nn.Dense(width, dtype=self.dtype, kernel_init=_glorot, name="proj")(x)
 
 
