@@ -8,11 +8,10 @@ rates are the best of `grid` by `experiments.sweep`: mean accuracy on the valida
 split over three seeds that the table does not use; the smaller of two equals.
 """
 
-from difflib import get_close_matches
-
 from ml_collections import ConfigDict
 
 import peftjax as pj
+from experiments.arguments import parse
 
 LINEAR = r"blocks_\d+/(attn/(qkv|proj)|mlp/fc[12])/kernel"
 OUTPUT = r"blocks_\d+/(attn/proj|mlp/fc2)/kernel"  # where Hydra's paper puts it
@@ -39,28 +38,23 @@ def get_config(arg: str = "") -> ConfigDict:
     """Return the configuration of one run.
 
     Args:
-        arg: `method=NAME`, `seed=N`, separated by commas.
+        arg: `method=NAME`, `seed=N`, separated by commas; the default is LoRA, seed 0.
 
     Raises:
-        ValueError: an unknown key or method; the nearest valid one is named.
+        UnknownName: an unknown key or method; the nearest valid one is named.
     """
-    chosen = {"method": "lora", "seed": "0"}
-    for part in filter(None, arg.split(",")):
-        key, _, value = part.partition("=")
-        chosen[_known(key, chosen, "key")] = value
-    method = _known(chosen["method"], METHODS, "method")
+    names = ["lora", *METHODS]
+    task, method, seed = parse(arg, task=["digits"], method=names, seed=["0"])
+    lr, rules = METHODS[method]
     return ConfigDict(
         {
             "name": "quickstart",
+            "family": "digits",
+            "task": task,
             "method": method,
-            "seed": int(chosen["seed"]),
-            "seeds": (0, 1, 2),
-            "rows": tuple(METHODS),
-            "grid": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-            "methods": {
-                name: {"lr": lr, "rules": rules}
-                for name, (lr, rules) in METHODS.items()
-            },
+            "seed": int(seed),
+            "selection": "last",
+            "rules": rules,
             "model": {
                 "image_size": 8,
                 "patch_size": 2,
@@ -70,33 +64,34 @@ def get_config(arg: str = "") -> ConfigDict:
                 "mlp_dim": 256,
                 "num_classes": 5,
             },
-            "split_seed": 0,
-            "cache": ".cache",
             "pretrain": {
                 "classes": (0, 1, 2, 3, 4),
+                "split_seed": 0,
                 "epochs": 40,
                 "batch": 32,
                 "seed": 0,
+                "schedule": "cosine",
                 "lr": 1e-3,
                 "weight_decay": 1e-4,
                 "warmup": 0.1,
             },
-            "finetune": {
-                "classes": (5, 6, 7, 8, 9),
-                "epochs": 15,
-                "batch": 32,
-            },
+            "data": {"classes": (5, 6, 7, 8, 9), "split_seed": 0},
+            "train": {"epochs": 15, "batch": 32, "eval_batch": 32, "eval_epochs": 5},
             "optim": {
-                "lr": METHODS[method][0],
+                "schedule": "cosine",
+                "lr": lr,
                 "weight_decay": 1e-4,
                 "warmup": 0.1,
             },
+            "measure": True,
+            "paths": {"cache": ".cache"},
+            "grid": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+            "table": {
+                "methods": tuple(METHODS),
+                "all_methods": tuple(METHODS),
+                "tasks": ("digits",),
+                "all_tasks": ("digits",),
+                "seeds": (0, 1, 2),
+            },
         }
     )
-
-
-def _known(name: str, valid: dict, what: str) -> str:
-    if name not in valid:
-        near = get_close_matches(name, valid, 1) or sorted(valid)
-        raise ValueError(f"unknown {what} {name!r}: did you mean {', '.join(near)}?")
-    return name

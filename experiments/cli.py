@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments.records import UnknownMethod
+from experiments.arguments import UnknownName
+from experiments.report.runs import DamagedFile
 from peftjax.hub.tensors import AdapterFileError
+from peftjax.models.files import CheckpointError as ModelError
 from peftjax.training.checkpoint import CheckpointError
 from peftjax.training.loop import NonFiniteLoss
 
 EXPECTED = (
     AdapterFileError,
     CheckpointError,
-    FileExistsError,
+    DamagedFile,
+    ModelError,
     NonFiniteLoss,
-    UnknownMethod,
+    OSError,
+    UnknownName,
 )
 
 
@@ -29,13 +37,43 @@ def define_config() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENT]")
 
 
+def configured(**choices: Any) -> ConfigDict:
+    """Return the configuration of one run: `--config`'s file asked for these choices.
+
+    It is what `--config FILE:task=..,method=..` gives, with every `--config.KEY=VALUE`
+    of the command line set in it.
+    """
+    flag = flags.FLAGS["config"]
+    file, _, given = config_flags.get_config_filename(flag).partition(":")
+    pairs = dict(part.split("=", 1) for part in given.split(",") if "=" in part)
+    argument = ",".join(f"{key}={x}" for key, x in {**pairs, **choices}.items())
+    config = _module(file).get_config(argument)
+    config.update_from_flattened_dict(config_flags.get_override_values(flag))
+    return config
+
+
+@functools.cache
+def _module(file: str) -> Any:
+    spec: Any = spec_from_file_location("config", file)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def run(main: Callable[[], Any]) -> None:
-    """Parse the flags and call `main`; exit with status 1 on an expected failure."""
+    """Parse the flags and call `main`; exit with status 1 on an expected failure.
+
+    Compiled programs are kept under `paths.cache`, unless JAX's own setting names
+    another folder, so that a second process does not compile them again.
+    """
 
     def call(argv: list[str]) -> None:
         if argv[1:]:
             sys.exit(f"unexpected arguments {argv[1:]}; flags start with --")
         logging.set_verbosity(logging.WARNING)  # orbax reports every file it opens
+        if jax.config.jax_compilation_cache_dir is None:
+            cache = Path(flags.FLAGS["config"].value.paths.cache, "programs")
+            jax.config.update("jax_compilation_cache_dir", str(cache.absolute()))
         try:
             main()
         except EXPECTED as error:

@@ -1,4 +1,4 @@
-"""One run: train, evaluate, save the adapter, merge, save the merged weights.
+"""One run: train, evaluate, save the adapter, leave `result.json`.
 
 `python -m experiments.finetune --config configs/quickstart.py:method=hra --workdir DIR`
 
@@ -10,196 +10,270 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments import cli
-from experiments.benchmarks.measure import bound, forward, interleave, ratio
-from experiments.pretrain import arrays, loss, optimizer, pretrained
-from experiments.records import circumstances, plain, write_json
-from peftjax.data import digits
+from experiments import cli, tasks
+from experiments.arguments import known
+from experiments.costs import merge, size, step_time
+from experiments.optimizer import optimizer
+from experiments.records import circumstances, digest, plain, write_json
+from experiments.tasks.task import Data, Outline
 from peftjax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from peftjax.hub import files
-from peftjax.hub.tensors import save_tree
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.evaluation import evaluate, make_eval
-from peftjax.training.loop import train
+from peftjax.training.loop import NonFiniteLoss, train
+from peftjax.training.metrics import read_metrics
 from peftjax.training.state import create_state
 from peftjax.training.step import make_step
 
 RESULT = "result.json"
+SELECTIONS = ("last", "best_on_validation", "best_on_test")
+# What a run leaves behind, besides its checkpoints.
+LEFT = ("adapter", "best", "merged")
 
 
-@dataclass
-class Task:
-    """All that the seeds of one method share; each function is compiled once."""
+@dataclass(frozen=True)
+class Programs:
+    """What every run of one model and one method setting shares, compiled once."""
 
-    config: ConfigDict
+    peft: pj.Peft
+    mesh: Any
+    step: Any
+    eval_step: Any
 
-    def __post_init__(self):
-        config = self.config
-        self.data = digits.load(config.finetune.classes, config.split_seed)
-        self.model, variables = pretrained(config)
-        self.base = with_new_head(variables)
-        self.peft = pj.adapt(
-            self.model.apply,
-            self.base,
-            self.data.train.images[:1],
-            rules=dict(config.methods[config.method].rules),
+
+def programs(config: ConfigDict, outline: Outline) -> Programs:
+    """Return the compiled programs; weights, seed and learning rate are arguments."""
+    key = outline.model, outline.loss, digest(config.rules, _shape_of(config.optim))
+    if key not in _PROGRAMS:
+        _PROGRAMS.clear()  # a table goes method by method; keep memory flat
+        example = outline.example
+        peft = pj.adapt(
+            outline.model.apply, outline.abstract(), *example, rules=dict(config.rules)
         )
-        batch, examples = config.finetune.batch, len(self.data.train.labels)
-        self.steps = config.finetune.epochs * steps_per_epoch(examples, batch)
-        self.mesh = make_mesh()
-        self.optimizer = optimizer(config.optim, self.steps)
-        self.step = make_step(self.peft, self.optimizer, loss, self.mesh)
-        self.eval_step = make_eval(self.peft, logits, self.mesh)
-        self.sharded = self.step.shard_base(self.base)
+        mesh = make_mesh()
+        descent = optimizer(config.optim, 2, 1)
+        _PROGRAMS[key] = Programs(
+            peft,
+            mesh,
+            make_step(peft, descent, outline.loss, mesh),
+            make_eval(peft, outline.outputs, mesh),
+        )
+    return _PROGRAMS[key]
 
-    def state(self, seed: int):
-        return create_state(self.peft, self.optimizer, jax.random.key(seed), self.mesh)
 
-    def batches(self, seed: int):
+_PROGRAMS: dict[Any, Programs] = {}
+
+
+def _shape_of(optim: ConfigDict) -> dict[str, Any]:
+    """Return the settings that are constants of the program."""
+    data = ("lr", "warmup")
+    return {key: value for key, value in optim.items() if key not in data}
+
+
+class Run:
+    """One task, method and seed, ready to train.
+
+    Args:
+        config: of the run.
+        choose: hyperparameters are being chosen: the test split is not read.
+    """
+
+    def __init__(self, config: ConfigDict, *, choose: bool = False):
+        family = tasks.family(config)
+        self.config = config
+        self.outline: Outline = family.outline(config)
+        self.data: Data = family.data(config, choose)
+        self.base = family.base(config, self.outline)
+        self.programs = programs(config, self.outline)
+        self.peft = self.programs.peft
+        self.steps_per_epoch = steps_per_epoch(
+            len(self.data.train["label"]), config.train.batch
+        )
+        self.steps = config.train.epochs * self.steps_per_epoch
+        self.optimizer = optimizer(config.optim, self.steps, self.steps_per_epoch)
+        self.sharded = self.programs.step.shard_base(self.base)
+
+    def state(self) -> Any:
+        return create_state(
+            self.peft,
+            self.optimizer,
+            jax.random.key(self.config.seed),
+            self.programs.mesh,
+            variables=self.base,
+            adapters=_started(self) if self.config.get("start_from") else None,
+        )
+
+    def batches(self) -> Any:
         return train_batches(
-            arrays(self.data.train), self.config.finetune.batch, seed=seed
+            self.data.train,
+            self.config.train.batch,
+            seed=self.config.seed,
+            lengths=self.data.lengths,
         )
 
-    def logits(self, adapters: Any, split: digits.Examples) -> np.ndarray:
-        batches = eval_batches(arrays(split), self.config.finetune.batch)
-        return evaluate(self.eval_step, self.sharded, adapters, batches)["logits"]
+    def outputs(self, adapters: Any, split: Mapping[str, Any]) -> Any:
+        """Return logits or scores `[N, ...]` of a split."""
+        batches = eval_batches(split, self.config.train.eval_batch)
+        found = evaluate(self.programs.eval_step, self.sharded, adapters, batches)
+        return found["outputs"]
 
-    def accuracy(self, adapters: Any, split: digits.Examples) -> float:
-        found = self.logits(adapters, split).argmax(-1)
-        return float((found == split.labels).mean())
+    def score(self, adapters: Any, split: Mapping[str, Any]) -> dict[str, float]:
+        """Return all metrics of a split."""
+        return self.outline.score(split["label"], self.outputs(adapters, split))
 
-
-def with_new_head(variables: Any) -> Any:
-    """Return the variables with a head of zeros: the classes are others now."""
-    params = variables["params"]
-    head = jax.tree.map(jnp.zeros_like, params["head"])
-    return {**variables, "params": {**params, "head": head}}
-
-
-def logits(apply, batch):
-    """Return the logits of each image of a batch."""
-    return {"logits": apply(batch["image"])}
+    def watched(self) -> tuple[str, Mapping[str, Any] | None]:
+        """Return the split that is looked at during training, and its name."""
+        if known(self.config.selection, SELECTIONS, "selection") == "best_on_test":
+            return "test", self.data.test
+        return "validation", self.data.validation
 
 
-def run(
-    task: Task, seed: int, workdir: Path, *, resume: bool = False
-) -> dict[str, Any]:
-    """Train one seed and leave its files and `result.json` in `workdir`."""
+def _started(one: Run) -> Any:
+    """Return the adapters of a run of the task `start_from`, and this run's own head.
+
+    Raises:
+        FileNotFoundError: `paths.start` names no adapter file.
+        AdapterFileError: it is of another model or of other rules.
+    """
+    config = ConfigDict(one.config)
+    config.task, place = one.config.start_from, one.config.paths.start
+    if not place:
+        raise FileNotFoundError(
+            f"{config.name}, {one.config.task}: starts from the adapter of a run of "
+            f"{config.task}: give --config.paths.start=RUN/adapter, or start=fresh"
+        )
+    other: Outline = tasks.family(config).outline(config)
+    example, rules = other.example, dict(config.rules)
+    peft = pj.adapt(other.model.apply, other.abstract(), *example, rules=rules)
+    found = files.load(place, peft)
+    own = one.peft.init(jax.random.key(one.config.seed), one.base)
+    # `Full` is the head here; another task's has other classes.
+    heads = {site.path for site in one.peft.sites if isinstance(site.method, pj.Full)}
+    return {path: own[path] if path in heads else found[path] for path in own}
+
+
+def run(config: ConfigDict, workdir: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train one seed and leave its files and `result.json` in `workdir`.
+
+    A run whose loss is not finite leaves a result too, with the status `failed`.
+
+    Raises:
+        FileExistsError: the folder holds a run and `resume` is off.
+    """
     start = time.perf_counter()
-
-    def validate(state):
-        adapters = task.peft.combine(state.trainable, state.frozen)
-        return {"accuracy": task.accuracy(adapters, task.data.validation)}
-
-    state = train(
-        task.step,
-        task.state(seed),
-        task.sharded,
-        task.batches(seed),
-        steps=task.steps,
-        workdir=workdir,
-        save_every=task.steps // 3,
-        evaluate=validate,
-        eval_every=task.steps // 3,
-        resume=resume,
-    )
-    adapters = jax.device_get(task.peft.combine(state.trainable, state.frozen))
-    tensors, _ = files.save(workdir / "adapter", task.peft, adapters, task.base)
-    metrics = {
-        "test_accuracy": task.accuracy(adapters, task.data.test),
-        "validation_accuracy": task.accuracy(adapters, task.data.validation),
-        "merge_difference": _merge(task, adapters, workdir / "merged.safetensors"),
-        "adapter_bytes": tensors.stat().st_size,
-        "seconds": time.perf_counter() - start,
-        **_size(task.peft),
-        **_step_time(task, seed),
-    }
-    result = {
-        "method": task.config.method,
-        "seed": seed,
-        "metrics": metrics,
-        "config": plain(task.config),
+    one = Run(config)
+    common = {
+        **{key: config[key] for key in ("name", "task", "method", "seed", "selection")},
+        "metric": one.outline.metric,
+        "note": one.outline.note,
+        "data": list(one.data.fingerprints),
+        "config": plain(config),
         **circumstances(),
     }
+    try:
+        found = _trained(one, workdir, resume)
+    except NonFiniteLoss as error:
+        result = {"status": "failed", "error": str(error), **common}
+    else:
+        seconds = {"seconds": time.perf_counter() - start}
+        result = {"status": "finished", **found, **seconds, **common}
     write_json(workdir / RESULT, result)
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     return result
+
+
+def _trained(one: Run, workdir: Path, resume: bool) -> dict[str, Any]:
+    every = one.steps_per_epoch * one.config.train.eval_epochs
+    state = train(
+        one.programs.step,
+        one.state(),
+        one.sharded,
+        one.batches(),
+        steps=one.steps,
+        workdir=workdir,
+        save_every=every,
+        evaluate=_watch(one, workdir),
+        eval_every=every,
+        resume=resume,
+    )
+    adapters = jax.device_get(one.peft.combine(state.trainable, state.frozen))
+    step = one.steps
+    if one.config.selection != "last":
+        step, _ = _best(one, workdir)
+        adapters = files.load(workdir / "best", one.peft, one.base)
+    tensors, _ = files.save(workdir / "adapter", one.peft, adapters, one.base)
+    found: dict[str, Any] = {
+        "scores": one.score(adapters, one.data.test),
+        "selected_step": step,
+        "adapter_bytes": tensors.stat().st_size,
+        **size(one.peft),
+    }
+    if one.config.measure:
+        found |= merge(one, adapters, workdir / "merged.safetensors")
+        found |= step_time(one)
+    return found
+
+
+def _watch(one: Run, workdir: Path) -> Any:
+    """Return the evaluation during training; it keeps the best adapters so far."""
+    name, split = one.watched()
+    if split is None:
+        return None
+
+    def watch(state: Any) -> dict[str, float]:
+        adapters = one.peft.combine(state.trainable, state.frozen)
+        scores = one.score(adapters, split)
+        if one.config.selection != "last":
+            _, best = _best(one, workdir)
+            if best is None or scores[one.outline.metric] > best:
+                files.save(workdir / "best", one.peft, adapters, one.base)
+        return {f"{name}_{key}": value for key, value in scores.items()}
+
+    return watch
+
+
+def _best(one: Run, workdir: Path) -> tuple[int, float | None]:
+    """Return step and score of the best evaluation so far, the first of equals."""
+    key, file = f"{one.watched()[0]}_{one.outline.metric}", workdir / "metrics.jsonl"
+    lines = read_metrics(file) if file.exists() else []
+    scores = {line["step"]: line["eval"][key] for line in lines if "eval" in line}
+    if not scores:
+        return 0, None
+    step = max(scores, key=lambda step: (scores[step], -step))
+    return step, scores[step]
 
 
 def clear(workdir: Path) -> None:
     """Delete what a run left in its folder, and nothing else."""
-    for name in (
-        "adapter.json",
-        "adapter.safetensors",
-        "merged.safetensors",
-        "metrics.jsonl",
-        RESULT,
-    ):
+    names = [f"{name}.{kind}" for name in LEFT for kind in ("json", "safetensors")]
+    for name in (*names, "metrics.jsonl", RESULT):
         (workdir / name).unlink(missing_ok=True)
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-
-
-def _merge(task: Task, adapters: Any, file: Path) -> float | None:
-    """Save merged weights; return the largest difference of a logit they make."""
-    try:
-        merged = task.peft.merge(task.base, adapters)
-    except pj.NotMergeable as error:
-        print(f"{task.config.method}: no merged weights: {error}", flush=True)
-        return None
-    save_tree(file, merged)
-    adapted = task.logits(adapters, task.data.test)
-    alone = np.asarray(forward(task.model)(merged, task.data.test.images))
-    return float(np.abs(adapted - alone).max())
-
-
-def _size(peft: pj.Peft) -> dict[str, float]:
-    trainable = sum(site.trainable for site in peft.sites)
-    total = sum(leaf.size for leaf in peft.leaves.avals)
-    return {"trainable": trainable, "share": trainable / total}
-
-
-def _step_time(task: Task, seed: int) -> dict[str, float]:
-    """Time whole training steps, optimizer included, in turn with the bound."""
-    batch, state = next(task.batches(seed)), task.state(seed)
-
-    def update():
-        nonlocal state
-        state, metrics = task.step(state, task.sharded, batch)
-        return metrics
-
-    frozen = bound(task.model)
-    calls = {
-        "bound": lambda: frozen(task.base, batch["image"], batch["label"]),
-        "step": update,
-    }
-    seconds = interleave(calls, rounds=20)
-    return {
-        "step_seconds": median(seconds["step"]),
-        "bound_seconds": median(seconds["bound"]),
-        "step_over_bound": ratio(seconds, "step", "bound"),
-    }
 
 
 def main() -> None:
     config, workdir = CONFIG.value, Path(WORKDIR.value)
     if FORCE.value:
         clear(workdir)
-    result = run(Task(config), config.seed, workdir, resume=RESUME.value)
-    metrics = result["metrics"]
-    print(f"{config.method}, seed {config.seed}: {workdir / RESULT}")
-    for name, value in metrics.items():
-        print(f"  {name:20} {'none' if value is None else f'{value:.6g}'}")
+    result = run(config, workdir, resume=RESUME.value)
+    print(f"{config.task}, {config.method}, seed {config.seed}: {workdir / RESULT}")
+    for name, value in {**result, **result.get("scores", {})}.items():
+        if isinstance(value, int | float | str):
+            print(
+                f"  {name:20} {value:.6g}"
+                if isinstance(value, float)
+                else f"  {name:20} {value}"
+            )
 
 
 if __name__ == "__main__":

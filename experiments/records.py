@@ -7,7 +7,6 @@ import json
 import os
 import platform
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,6 @@ from peftjax.hub.describe import describe
 from peftjax.hub.tensors import replacing
 
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "grain")
-
-
-class UnknownMethod(ValueError):
-    """The configuration has no such method."""
 
 
 def plain(value: Any) -> Any:
@@ -41,17 +36,6 @@ def digest(*parts: Any) -> str:
     """Return ten hexadecimal digits that change when any of the settings does."""
     text = json.dumps([plain(part) for part in parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def configured(config: ConfigDict, method: str, seed: int = 0) -> ConfigDict:
-    """Return a copy of the configuration set to one method and seed."""
-    if method not in config.methods:
-        near = get_close_matches(method, config.methods, 1) or sorted(config.methods)
-        raise UnknownMethod(f"{method!r}: did you mean {', '.join(near)}?")
-    one = config.copy_and_resolve_references()
-    one.method, one.seed = method, seed
-    one.optim.lr = config.methods[method].lr
-    return one
 
 
 def circumstances() -> dict[str, Any]:

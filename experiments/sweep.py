@@ -1,55 +1,79 @@
-"""Choose learning rates: mean validation accuracy of each method over a grid.
+"""Choose learning rates: mean score of each method over a grid, per task.
 
 `python -m experiments.sweep --config configs/quickstart.py --methods lora,hra`
 
-The seeds are not those of the table, and the test split is not looked at.
+The scores are those of examples held out from training (`experiments.tasks`); what the
+table reports is not looked at, and the seeds are not the table's. Each learning rate is
+one line of `WORKDIR/sweep.jsonl`; those that are there already are not repeated.
 """
 
 from __future__ import annotations
 
-import sys
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli
-from experiments.finetune import Task
-from experiments.records import configured
+from experiments.finetune import Run
+from experiments.records import digest
+from experiments.table import NOT_SETTINGS
 
-SEEDS = (100, 101, 102)
+
+def score(config: ConfigDict) -> float:
+    """Return the score on the held-out examples after training; NaN if it diverged."""
+    run = Run(config, choose=True)
+    state, batches = run.state(), run.batches()
+    for _ in range(run.steps):
+        state, metrics = run.programs.step(state, run.sharded, next(batches))
+    if not np.isfinite(metrics["loss"]):
+        return float("nan")
+    adapters = run.peft.combine(state.trainable, state.frozen)
+    return run.score(adapters, run.data.validation)[run.outline.metric]
 
 
-def accuracies(config: ConfigDict) -> list[float]:
-    """Return the validation accuracy of each of `SEEDS` after training."""
-    task, found = Task(config), []
-    for seed in SEEDS:
-        state, batches = task.state(seed), task.batches(seed)
-        for _ in range(task.steps):
-            state, _ = task.step(state, task.sharded, next(batches))
-        adapters = task.peft.combine(state.trainable, state.frozen)
-        found.append(task.accuracy(adapters, task.data.validation))
-    return found
+def line(method: str, lr: float, scores: list[float]) -> str:
+    """Return what is printed of one learning rate."""
+    spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
+    return f"{method:10} lr {lr:<7g} held-out score {mean(scores):.4f}{spread}"
 
 
 def main() -> None:
     config = CONFIG.value
-    for method in METHODS.value or config.methods:
-        for lr in config.grid:
-            one = configured(config, method)
-            one.optim.lr = lr
-            scores = accuracies(one)
-            print(
-                f"{method:10} lr {lr:<7g} validation accuracy "
-                f"{np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}"
-            )
-            sys.stdout.flush()
-            # Every learning rate is a program of its own; keep memory flat.
-            jax.clear_caches()
+    file = Path(WORKDIR.value or f"runs/{config.name}") / "sweep.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = file.read_text().splitlines() if file.exists() else []
+    known: dict[str, Any] = {one["key"]: one for one in map(json.loads, lines)}
+    for method in METHODS.value or config.table.methods:
+        for lr in map(float, GRID.value or config.grid):
+            scores = []
+            for seed in range(100, 100 + SEEDS.value):
+                one = cli.configured(task=config.task, method=method, seed=seed)
+                one.optim.lr = lr
+                settings = {k: v for k, v in one.items() if k not in NOT_SETTINGS}
+                key = digest(settings, one.task, seed)
+                if key not in known:
+                    choice = {"task": one.task, "method": method, "lr": lr}
+                    known[key] = {
+                        "key": key,
+                        **choice,
+                        "seed": seed,
+                        "score": score(one),
+                    }
+                    with file.open("a") as stream:
+                        stream.write(json.dumps(known[key]) + "\n")
+                scores.append(known[key]["score"])
+            print(line(method, lr, scores), flush=True)
 
 
 if __name__ == "__main__":
     CONFIG = cli.define_config()
-    METHODS = flags.DEFINE_list("methods", None, "Methods; by default all.")
+    METHODS = flags.DEFINE_list("methods", None, "Methods; by default the table's.")
+    GRID = flags.DEFINE_list("grid", None, "Learning rates; by default the config's.")
+    SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per learning rate.", lower_bound=1)
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder; by default runs/NAME.")
     cli.run(main)

@@ -1,74 +1,122 @@
-"""Fine-tune with every method and seed, and write the table.
+"""Fine-tune every method on every task with every seed, and write the table.
 
 `python -m experiments.table --config configs/quickstart.py`
+`python -m experiments.table --config configs/glue/minilm.py --tasks mrpc --seeds 3`
 
-Finished runs are skipped, interrupted ones continued; `--force` repeats all. Each run
-has a folder `WORKDIR/METHOD-SETTINGS/seedN`, where SETTINGS is a hash: a changed
-configuration starts runs of its own.
+Finished runs are skipped, interrupted ones continued; `--force` repeats all. Any number
+of processes may share one `--workdir`: each run is done by one of them, and the run of
+a process that died is continued by another. Each run has a folder
+`WORKDIR/TASK/METHOD-SETTINGS/seedN`, where SETTINGS is a hash: a changed configuration
+starts runs of its own. `--dry_run` builds everything but reads no weights and no data,
+and compares the trainable parameters with the published counts.
 """
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, finetune, report
-from experiments.records import configured, digest
+from experiments import cli, finetune, outlook, report
+from experiments.arguments import known
+from experiments.claims import alone, claim
+from experiments.records import digest, plain, write_json
+from experiments.report.runs import PLAN, REMEDY, document
+
+POLL_SECONDS = 5.0
+# What names a run, or says where it lies, and does not change its outcome.
+NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid")
 
 
-def folder(workdir: Path, config: ConfigDict, seed: int) -> Path:
+def folder(workdir: Path, config: ConfigDict) -> Path:
     """Return the folder of one run."""
-    settings = digest(
-        config.model,
-        config.split_seed,
-        config.pretrain,
-        config.finetune,
-        config.optim,
-        config.methods[config.method].rules,
-    )
-    return workdir / f"{config.method}-{settings}" / f"seed{seed}"
+    settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
+    place = f"{config.method}-{digest(settings)}"
+    return workdir / config.task / place / f"seed{config.seed}"
 
 
-def runs(config: ConfigDict, workdir: Path, force: bool) -> list[dict[str, Any]]:
-    """Return the results of one method's seeds; those that are missing are run."""
-    task, results = None, []
-    for seed in config.seeds:
-        place = folder(workdir, config, seed)
-        if force:
-            finetune.clear(place)
-        file = place / finetune.RESULT
-        if file.exists():
-            print(f"{config.method}, seed {seed}: finished before", flush=True)
-            results.append(json.loads(file.read_text()))
-            continue
-        task = task or finetune.Task(config)
-        result = finetune.run(task, seed, place, resume=True)
-        results.append(result)
-        accuracy, seconds = (result["metrics"][k] for k in ("test_accuracy", "seconds"))
-        print(
-            f"{config.method}, seed {seed}: accuracy {accuracy:.4f} ({seconds:.1f} s)",
-            flush=True,
-        )
-    return results
+def plan(config: ConfigDict, workdir: Path, configs: Sequence[ConfigDict]) -> None:
+    """Record which runs the table is made of; workers of one table add theirs."""
+    file = workdir / PLAN
+    with alone(file):
+        earlier = document(file, ("runs",), REMEDY)["runs"] if file.exists() else []
+        runs = {run["folder"]: run for run in earlier}
+        for one in configs:
+            place = str(folder(workdir, one).relative_to(workdir))
+            keys = ("task", "method", "seed", "selection")
+            runs[place] = {"folder": place, **{key: one[key] for key in keys}}
+        facts = {"name": config.name, "table": plain(config.table)}
+        write_json(file, {**facts, "runs": list(runs.values())})
+
+
+def fill(workdir: Path, configs: Sequence[ConfigDict], *, force: bool = False) -> None:
+    """Do every run that nobody has done or is doing; return when all are done."""
+    left = list(configs)
+    if force:
+        for config in configs:
+            with claim(folder(workdir, config)) as ours:
+                if not ours:
+                    place = folder(workdir, config)
+                    raise FileExistsError(f"{place}: another process is at this run")
+                finetune.clear(folder(workdir, config))
+    while left:
+        busy = [config for config in left if not _done(workdir, config)]
+        if len(busy) == len(left):
+            time.sleep(POLL_SECONDS)
+        left = busy
+
+
+def _done(workdir: Path, config: ConfigDict) -> bool:
+    """Do the run unless it is done; return False where another process is at it."""
+    place = folder(workdir, config)
+    name = f"{config.task}, {config.method}, seed {config.seed}"
+    with claim(place) as ours:
+        if not ours:
+            return False
+        if (place / finetune.RESULT).exists():
+            print(f"{name}: finished before", flush=True)
+            return True
+        result = finetune.run(config, place, resume=True)
+    if result["status"] == "failed":
+        print(f"{name}: FAILED: {result['error']}", flush=True)
+        return True
+    value = result["scores"][result["metric"]]
+    print(f"{name}: {result['metric']} {value:.4f} ({result['seconds']:.1f} s)")
+    return True
 
 
 def main() -> None:
-    start = time.perf_counter()
-    config, workdir = CONFIG.value, Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
-    configs = [configured(config, name) for name in METHODS.value or config.rows]
-    results = [runs(one, workdir, FORCE.value) for one in configs]
-    report.write(config.name, results, workdir)
+    start, config = time.perf_counter(), CONFIG.value
+    workdir = Path(WORKDIR.value or f"runs/{config.name}")
+    methods = METHODS.value or config.table.methods
+    names = TASKS.value or config.table.tasks
+    for method in methods:
+        known(method, config.table.all_methods, "method")
+    for task in names:
+        known(task, config.table.all_tasks, "task")
+    seeds = config.table.seeds if SEEDS.value is None else range(SEEDS.value)
+    runs = [(m, t, s) for m in methods for t in names for s in seeds]
+    configs = [cli.configured(method=m, task=t, seed=s) for m, t, s in runs]
+    if DRY_RUN.value:
+        outlook.show(configs, Path(WORKDIR.value) if WORKDIR.value else None)
+        return
+    plan(config, workdir, configs)
+    fill(workdir, configs, force=FORCE.value)
+    report.write(workdir)
     print(f"{time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
     CONFIG = cli.define_config()
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder; by default runs/NAME.")
-    METHODS = flags.DEFINE_list("methods", None, "Methods; by default all.")
+    METHODS = flags.DEFINE_list("methods", None, "Methods; by default the table's.")
+    TASKS = flags.DEFINE_list("tasks", None, "Tasks; by default the table's.")
+    SEEDS = flags.DEFINE_integer(
+        "seeds", None, "How many seeds, from 0.", lower_bound=1
+    )
     FORCE = flags.DEFINE_bool("force", False, "Repeat finished runs.")
+    DRY_RUN = flags.DEFINE_bool("dry_run", False, "Count parameters; train nothing.")
     cli.run(main)

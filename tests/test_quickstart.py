@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs.quickstart import METHODS, get_config
-from experiments import finetune, pretrain, report, table
+from experiments import finetune, pretrain, sweep, table, tasks
+from experiments.arguments import UnknownName
 from experiments.benchmarks.measure import forward
-from experiments.records import configured
+from experiments.tasks import digits
 from peftjax.hub import files
 from peftjax.hub.tensors import load_tree
 from peftjax.parallel.mesh import make_mesh
@@ -29,102 +30,109 @@ SMALL = {
     "model.num_heads": 2,
     "model.mlp_dim": 32,
     "pretrain.epochs": 1,
-    "finetune.epochs": 1,
+    "train.epochs": 2,
+    "train.eval_epochs": 1,
 }
+
+
+def small(cache, arg, **changes):
+    config = get_config(arg)
+    config.update_from_flattened_dict({**SMALL, "paths.cache": str(cache), **changes})
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pretrain, finetune):  # eight fake devices are slow
+            patch.setattr(module, "make_mesh", lambda: make_mesh(data=1))
+        yield
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """A finished table: its configurations, folder and results."""
+    """A finished table: its configurations and folder."""
     folder = tmp_path_factory.mktemp("job")
-    config = get_config()
-    config.update_from_flattened_dict(SMALL)
-    config.cache = str(folder / "cache")
-    configs = [configured(config, name) for name in ("lora", "linear")]
-    configs[0].seeds, configs[1].seeds = (0, 1), (0,)
-    traced = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            finetune, "loss", lambda *args: traced.append(1) or pretrain.loss(*args)
-        )
-        for module in (pretrain, finetune):  # eight fake devices are slow
-            patch.setattr(module, "make_mesh", lambda: make_mesh(data=1))
-        results = [table.runs(one, folder, force=False) for one in configs]
-        assert len(traced) == len(configs)  # the seeds of a method share one program
-        report.write("small", results, folder)
-        yield configs, folder, results
+    arguments = ("method=lora", "method=lora,seed=1", "method=linear")
+    configs = [small(folder / "cache", arg) for arg in arguments]
+    configs[1].optim.lr = 2e-2  # another learning rate is another run, not a program
+    table.plan(configs[0], folder, configs)
+    table.fill(folder, configs)
+    return configs, folder
+
+
+def result(folder, config):
+    return json.loads((table.folder(folder, config) / "result.json").read_text())
 
 
 def test_every_run_leaves_its_files(job):
-    configs, folder, results = job
-    for config, runs in zip(configs, results):
-        assert tuple(run["seed"] for run in runs) == config.seeds
-        for run in runs:
-            place = table.folder(folder, config, run["seed"])
-            assert json.loads((place / "result.json").read_text()) == run
-            assert run["config"]["method"] == run["method"] == config.method
-            assert {"jax", "flax", "python"} <= set(run["versions"])
-            (adapter,) = place.glob("adapter.safetensors")
-            assert adapter.stat().st_size == run["metrics"]["adapter_bytes"]
-            evals = [
-                line for line in read_metrics(place / "metrics.jsonl") if "eval" in line
-            ]
-            accuracy = run["metrics"]["validation_accuracy"]
-            assert evals[-1]["eval"]["accuracy"] == accuracy
+    configs, folder = job
+    for config in configs:
+        place, run = table.folder(folder, config), result(folder, config)
+        assert (run["method"], run["seed"]) == (config.method, config.seed)
+        assert run["status"] == "finished" and run["selected_step"] == 2 * 19
+        assert {"jax", "flax", "python"} <= set(run["versions"])
+        assert not (place / "checkpoints").exists()
+        size = (place / "adapter.safetensors").stat().st_size
+        assert size == run["adapter_bytes"]
+        lines = [x for x in read_metrics(place / "metrics.jsonl") if "eval" in x]
+        assert [line["step"] for line in lines] == [19, 38]
+        assert set(lines[0]["eval"]) == {"validation_accuracy"}
 
 
 def test_the_adapter_file_and_the_merged_weights_give_the_same_logits(job):
-    configs, folder, results = job
-    task = finetune.Task(configs[0])
-    place = table.folder(folder, configs[0], 0)
-    adapters = files.load(place / "adapter", task.peft, task.base)
-    merged = load_tree(place / "merged.safetensors", task.base)
-    images = task.data.test.images
-    adapted = jax.jit(task.peft.apply)(task.base, adapters, images)
-    difference = np.abs(adapted - forward(task.model)(merged, images)).max()
-    metrics = results[0][0]["metrics"]
-    assert metrics["trainable"] == sum(leaf.size for leaf in jax.tree.leaves(adapters))
-    assert 0 < metrics["merge_difference"] < 1e-4 and difference < 1e-4
-    found = (adapted.argmax(-1) == task.data.test.labels).mean()
-    assert metrics["test_accuracy"] == pytest.approx(float(found))
+    configs, folder = job
+    run, place = finetune.Run(configs[0]), table.folder(folder, configs[0])
+    adapters = files.load(place / "adapter", run.peft, run.base)
+    merged = load_tree(place / "merged.safetensors", run.base)
+    images = run.data.test["image"]
+    adapted = jax.jit(run.peft.apply)(run.base, adapters, images)
+    difference = np.abs(adapted - forward(run.outline.model)(merged, images)).max()
+    found = result(folder, configs[0])
+    assert found["trainable"] == sum(leaf.size for leaf in jax.tree.leaves(adapters))
+    assert found["trainable"] - found["trainable_without_head"] == 16 * 5 + 5
+    assert 0 < found["merge_difference"] < 1e-4 and difference < 1e-4
+    accuracy = (adapted.argmax(-1) == run.data.test["label"]).mean()
+    assert found["scores"]["accuracy"] == pytest.approx(float(accuracy))
 
 
 def test_what_cannot_merge_says_so_and_leaves_no_merged_weights(job, tmp_path, capsys):
-    task = finetune.Task(configured(job[0][0], "hydralora"))
-    adapters = task.peft.init(jax.random.key(0))
-    assert finetune._merge(task, adapters, tmp_path / "merged.safetensors") is None
+    run = finetune.Run(small(job[1] / "cache", "method=hydralora"))
+    adapters = run.peft.init(jax.random.key(0), run.base)
+    found = finetune.merge(run, adapters, tmp_path / "merged.safetensors")
+    assert found == {"merge_difference": None}
     assert "blocks_0/" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
-def test_the_table_is_made_of_the_results(job):
-    _, folder, results = job
-    rows = json.loads((folder / "table.json").read_text())["rows"]
-    scores = [run["metrics"]["test_accuracy"] for run in results[0]]
-    assert rows[0]["accuracy"] == pytest.approx(np.mean(scores))
-    assert rows[0]["accuracy_std"] == pytest.approx(np.std(scores, ddof=1))
-    assert rows[1]["accuracy_std"] is None
-    text = (folder / "table.md").read_text()
-    assert f"| lora | {100 * rows[0]['accuracy']:.1f} ± " in text
-    assert f"| linear | {100 * rows[1]['accuracy']:.1f} |" in text
-    assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_finished_runs_and_the_base_are_not_repeated(job, monkeypatch):
-    configs, folder, results = job
+    configs, folder = job
 
     def never(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(finetune, "Task", never)
-    assert table.runs(configs[0], folder, force=False) == results[0]
-    with pytest.raises(AssertionError, match="trained again"):
-        table.runs(configured(configs[0], "bitfit"), folder, force=False)
     monkeypatch.setattr(pretrain, "_train", never)
-    pretrain.pretrained(configs[0])
-    configs[0].pretrain.epochs += 1
+    digits.base(configs[0], digits.outline(configs[0]))
     with pytest.raises(AssertionError, match="trained again"):
-        pretrain.pretrained(configs[0])
-    configs[0].pretrain.epochs -= 1
+        other = small(folder / "cache", "method=lora", **{"pretrain.epochs": 2})
+        digits.base(other, digits.outline(other))
+    monkeypatch.setattr(finetune, "Run", never)
+    table.fill(folder, configs)
+    with pytest.raises(AssertionError, match="trained again"):
+        table.fill(folder, [small(folder / "cache", "method=bitfit")])
+
+
+def test_one_program_serves_seeds_and_learning_rates(job):
+    configs, _ = job
+    first, second = finetune.Run(configs[0]), finetune.Run(configs[1])
+    assert first.programs is second.programs
+    for run in (first, second):
+        state, batches = run.state(), run.batches()
+        for _ in range(3):
+            state, _ = run.programs.step(state, run.sharded, next(batches))
+        assert float(state.opt_state.hyperparams["peak"]) == np.float32(
+            run.config.optim.lr
+        )
+    assert first.programs.step.function._cache_size() == 1
 
 
 def test_force_deletes_the_run_and_nothing_else(tmp_path):
@@ -136,48 +144,89 @@ def test_force_deletes_the_run_and_nothing_else(tmp_path):
 
 
 def test_a_changed_configuration_is_another_run(job):
-    configs, folder, _ = job
-    changed = configured(configs[0], "lora")
+    configs, folder = job
+    changed = configs[0].copy_and_resolve_references()
     changed.optim.lr *= 2
-    assert table.folder(folder, changed, 0) != table.folder(folder, configs[0], 0)
-    changed = configured(configs[0], "lora")
-    changed.seeds = (0, 1, 2, 3)
-    assert table.folder(folder, changed, 0) == table.folder(folder, configs[0], 0)
+    assert table.folder(folder, changed) != table.folder(folder, configs[0])
+    changed = configs[0].copy_and_resolve_references()
+    changed.table.seeds, changed.paths.cache = (0, 1, 2, 3), "elsewhere"
+    assert table.folder(folder, changed) == table.folder(folder, configs[0])
 
 
 @pytest.mark.parametrize(
     ("arg", "named"),
     [
-        ("method=lorra", "'lora'|lora"),
+        ("method=lorra", "lora"),
         ("methd=lora", "method"),
         ("method=lora,sed=1", "seed"),
+        ("task=digit", "digits"),
     ],
 )
 def test_the_configs_argument_names_the_nearest(arg, named):
-    with pytest.raises(ValueError, match=f"did you mean ({named})"):
+    with pytest.raises(UnknownName, match=f"did you mean {named}"):
         get_config(arg)
+    with pytest.raises(UnknownName, match="expected a whole number"):
+        get_config("seed=one")
 
 
 def test_every_method_of_the_config_is_complete():
     config = get_config("method=hra,seed=2")
     assert (config.method, config.seed) == ("hra", 2)
-    assert (
-        config.optim.lr == config.methods.hra.lr
-        and config.methods.hra.lr in config.grid
-    )
-    assert config.rows == tuple(METHODS)
+    assert config.table.methods == tuple(METHODS)
+    assert all(get_config(f"method={m}").optim.lr in config.grid for m in METHODS)
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(job):
-    configs, folder, _ = job
-    place = table.folder(folder, configs[0], 0)
+def test_a_sweep_looks_at_the_held_out_examples_only(job, monkeypatch):
+    config = small(job[1] / "cache", "method=linear,seed=100")
+    run = finetune.Run(config, choose=True)
+    assert run.data.test is None and len(run.data.validation["label"]) > 0
+    assert 0.0 <= sweep.score(config) <= 1.0
+    config.optim.lr = float("nan")
+    assert np.isnan(sweep.score(config))
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path, job):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "3" / "SHA256SUMS").write_text("")
     with pytest.raises(FileExistsError, match="resume it"):
-        finetune.run(finetune.Task(configs[0]), 0, place)
+        finetune.run(job[0][0], tmp_path)
+
+
+def test_the_best_epoch_is_kept_and_reported(job, tmp_path, monkeypatch):
+    """The adapters are those of the best evaluation, also after a resumption."""
+    config = small(
+        job[1] / "cache", "method=lora", **{"train.epochs": 4, "measure": False}
+    )
+    config.selection = "best_on_validation"
+    scores = iter([0.5, 0.75, 0.75, 0.25, 0.125])
+    kept = []
+    real = files.save
+    monkeypatch.setattr(
+        finetune.files, "save", lambda *a: kept.append(a[2]) or real(*a)
+    )
+    monkeypatch.setattr(digits, "score", lambda *_: {"accuracy": next(scores)})
+    found = finetune.run(config, tmp_path)
+    assert found["selected_step"] == 38 and found["scores"] == {"accuracy": 0.125}
+    best = load_file(tmp_path / "best.safetensors")
+    chosen = load_file(tmp_path / "adapter.safetensors")
+    assert len(kept) == 3  # epochs 1 and 2, and the result
+    for key, value in best.items():
+        np.testing.assert_array_equal(value, chosen[key])
+
+
+def test_the_selection_is_one_of_three(job):
+    config = job[0][0].copy_and_resolve_references()
+    config.selection = "best_on_tset"
+    with pytest.raises(UnknownName, match="best_on_test"):
+        finetune.Run(config).watched()
+    config.family = "digit"
+    with pytest.raises(UnknownName, match="digits"):
+        tasks.family(config)
 
 
 def start(workdir, cache, *options):
     # Enough steps after the first checkpoint to be killed in.
-    settings = {**SMALL, "finetune.epochs": 30, "cache": cache}
+    settings = {**SMALL, "train.epochs": 30, "paths.cache": cache}
     command = [
         *(sys.executable, "-m", "experiments.finetune"),
         *("--config", "configs/quickstart.py:method=lora"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from peftjax.data.pipeline import eval_batches, steps_per_epoch, train_batches
+from peftjax.data.ragged import Ragged
 
 ARRAYS = {"x": np.arange(10) * 2.0, "label": np.arange(10)}
 
@@ -71,3 +72,47 @@ def test_eval_batches_hold_every_example_once_in_order():
 def test_unusable_arrays(arguments, message):
     with pytest.raises(ValueError, match=message):
         train_batches(*arguments, seed=0)
+
+
+def test_examples_of_like_length_share_a_batch():
+    lengths = np.random.default_rng(0).integers(3, 99, 1000)
+    arrays = {"row": np.arange(1000)}
+
+    def rows(seed, batches, **options):
+        data = train_batches(arrays, 32, seed=seed, lengths=lengths, **options)
+        return [next(data)["row"] for _ in range(batches)]
+
+    one, two = rows(1, 31), rows(1, 62)[31:]
+    for epoch in (one, two):  # 31 whole batches, no example twice
+        assert len(np.unique(np.concatenate(epoch))) == 31 * 32
+    assert np.concatenate(one).tolist() != np.concatenate(two).tolist()
+    assert np.concatenate(one).tolist() != np.concatenate(rows(2, 31)).tolist()
+    # Padded to the longest of the batch: far less than in batches drawn at random.
+    padded = sum(lengths[batch].max() for batch in one)
+    at_random = train_batches(arrays, 32, seed=1)
+    assert padded < 0.62 * sum(lengths[next(at_random)["row"]].max() for _ in range(31))
+    # Batches do not come in the order of their length.
+    assert np.abs(np.corrcoef(range(31), [lengths[b].max() for b in one])[0, 1]) < 0.5
+    everything = rows(1, 32, last="pad", epochs=1)
+    assert set(np.concatenate(everything)) == set(range(1000))
+
+
+def test_the_place_among_grouped_batches_survives_json():
+    lengths = np.arange(100) % 7
+    arrays = {"row": np.arange(100)}
+    data = train_batches(arrays, 8, seed=3, lengths=lengths)
+    for _ in range(17):  # in the second epoch
+        next(data)
+    state = json.loads(json.dumps(data.get_state()))
+    again = train_batches(arrays, 8, seed=3, lengths=lengths)
+    again.set_state(state)
+    for _ in range(9):
+        assert next(data)["row"].tolist() == next(again)["row"].tolist()
+
+
+def test_rows_selected_from_a_ragged_column():
+    column = Ragged(np.arange(10), np.array([0, 3, 4, 10]), -1, (2, 4, 8))
+    part = column.select(np.array([2, 0]))
+    assert part.lengths.tolist() == [6, 3] and len(part) == 2
+    assert part[np.array([1])].tolist() == [[0, 1, 2, -1]]
+    assert part[np.array([0])].tolist() == [[4, 5, 6, 7, 8, 9, -1, -1]]

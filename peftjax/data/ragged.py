@@ -47,6 +47,11 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, `[N]`."""
+        return np.diff(self.starts)
+
     def __getitem__(self, rows: Any) -> np.ndarray:
         first = self.starts[:-1][rows][:, None]
         lengths = self.starts[1:][rows][:, None] - first
@@ -55,3 +60,10 @@ class Ragged:
         inside = offset < lengths
         taken = self.values.take(np.where(inside, first + offset, 0), mode="clip")
         return np.where(inside, taken, self.fill).astype(np.int32)
+
+    def select(self, rows: np.ndarray) -> Ragged:
+        """Return the column of these rows alone."""
+        spans = [self.values[self.starts[row] : self.starts[row + 1]] for row in rows]
+        starts = np.concatenate([[0], np.cumsum([len(span) for span in spans])])
+        values = np.concatenate(spans) if spans else self.values[:0]
+        return Ragged(values, starts.astype(np.int64), self.fill, self.buckets.tolist())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import optax
+
+Scalar = float | jax.Array
 
 
 def constant(peak: float) -> optax.Schedule:
@@ -12,9 +15,17 @@ def constant(peak: float) -> optax.Schedule:
 
 
 def warmup_cosine(
-    peak: float, steps: int, warmup: int, *, start: float = 0.0, floor: float = 0.0
+    peak: Scalar,
+    steps: Scalar,
+    warmup: Scalar,
+    *,
+    start: float = 0.0,
+    floor: float = 0.0,
 ) -> optax.Schedule:
     """Rise linearly from `start` over `warmup` steps, then fall on a cosine to `floor`.
+
+    Peak, steps and warm-up may be arrays, also under `jit`, so that one compiled update
+    serves runs of any length; optax's own schedules take numbers only.
 
     Args:
         peak: the learning rate at step `warmup`.
@@ -26,27 +37,28 @@ def warmup_cosine(
     >>> [round(float(warmup_cosine(1.0, 10, 2)(step)), 2) for step in (0, 1, 2, 6, 10)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    _check(steps, warmup)
-    return optax.warmup_cosine_decay_schedule(start, peak, warmup, steps, floor)
+    return _warmup(peak, steps, warmup, start, floor, _half_cosine)
 
 
 def warmup_linear(
-    peak: float, steps: int, warmup: int, *, start: float = 0.0, floor: float = 0.0
+    peak: Scalar,
+    steps: Scalar,
+    warmup: Scalar,
+    *,
+    start: float = 0.0,
+    floor: float = 0.0,
 ) -> optax.Schedule:
     """Rise linearly as `warmup_cosine` does, then fall linearly to `floor`.
 
     >>> [round(float(warmup_linear(1.0, 10, 2)(step)), 2) for step in (0, 1, 2, 4, 10)]
     [0.0, 0.5, 1.0, 0.75, 0.0]
     """
-    _check(steps, warmup)
-    rise = optax.linear_schedule(start, peak, warmup)
-    fall = optax.linear_schedule(peak, floor, steps - warmup)
-    return optax.join_schedules([rise, fall], [warmup])
+    return _warmup(peak, steps, warmup, start, floor, lambda done: 1 - done)
 
 
 def epoch_cosine(
-    peak: float,
-    steps_per_epoch: int,
+    peak: Scalar,
+    steps_per_epoch: Scalar,
     *,
     period: int = 500,
     warmup: int = 10,
@@ -73,22 +85,33 @@ def epoch_cosine(
         start: the rate of epochs 0 and 1.
         floor: the rate at the end of the period.
     """
-    if steps_per_epoch < 1:
+    if isinstance(steps_per_epoch, int) and steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch={steps_per_epoch}: expected at least 1")
 
     def schedule(step):
         epoch = jnp.asarray(step) // steps_per_epoch
         t = jnp.maximum(epoch - 1, 0)
-        rise = start + t * ((peak - start) / warmup if warmup else 0.0)
+        rise = start + t * (peak - start) / jnp.maximum(warmup, 1)
         fall = floor + 0.5 * (peak - floor) * (1 + jnp.cos(jnp.pi * t / period))
         return jnp.where(t < warmup, rise, fall)
 
     return schedule
 
 
-def _check(steps: int, warmup: int) -> None:
-    if not 0 <= warmup < steps:
+def _half_cosine(done: jax.Array) -> jax.Array:
+    return 0.5 * (1 + jnp.cos(jnp.pi * done))
+
+
+def _warmup(peak, steps, warmup, start, floor, decay) -> optax.Schedule:
+    if isinstance(steps, int) and not 0 <= warmup < steps:
         raise ValueError(
             f"warmup={warmup}, steps={steps}: expected 0 <= warmup < steps; warmup is "
             "a number of steps within the run"
         )
+
+    def schedule(step):
+        rise = start + (peak - start) * step / jnp.maximum(warmup, 1)
+        done = jnp.clip((step - warmup) / (steps - warmup), 0, 1)
+        return jnp.where(step < warmup, rise, floor + (peak - floor) * decay(done))
+
+    return schedule

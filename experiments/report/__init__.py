@@ -1,0 +1,43 @@
+"""The table of a folder of runs: Markdown, CSV, LaTeX, JSON, PNG and the screen.
+
+`python -m experiments.report DIR` reads `DIR/plan.json` and the `result.json` of each
+run; runs that failed or are missing are shown as such.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.records import write_json
+from experiments.report import caption, formats, latex, plot
+from experiments.report.rows import table
+from experiments.report.runs import DamagedFile as DamagedFile
+from experiments.report.runs import read
+from peftjax.hub.tensors import replacing
+
+
+def write(workdir: Path) -> None:
+    """Print the table and write `table.md`, `.csv`, `.tex`, `.json` and `.png`.
+
+    All is computed before the first file is replaced.
+
+    Raises:
+        FileNotFoundError: no run was ever planned in the folder.
+        DamagedFile: a file is no JSON, or lacks what the table is made of.
+        UnknownName: of a published number, in the table's configuration.
+    """
+    plan, runs = read(workdir)
+    found = table(plan["name"], runs, plan["table"])
+    text = caption.Caption.of(found)
+    files = {
+        "table.md": formats.markdown(found, text).encode(),
+        "table.csv": formats.csv(found).encode(),
+        "table.tex": latex.latex(found, text).encode(),
+        "table.png": plot.png(found, text),
+    }
+    write_json(workdir / "table.json", formats.document(found, text))
+    for name, content in files.items():
+        with replacing(workdir / name) as new:
+            new.write_bytes(content)
+    formats.show(found, text)
+    print(f"Written: {workdir}/{', '.join([*files, 'table.json'])}")

@@ -1,0 +1,106 @@
+"""Where one looks rather than reads: score against size, and a panel per task."""
+
+from __future__ import annotations
+
+import io
+import math
+from statistics import mean
+from typing import Any
+
+from experiments.report.caption import Caption
+from experiments.report.cells import score
+from experiments.report.labels import label
+from experiments.report.rows import Table
+from experiments.report.scores import AVERAGE
+
+OURS, THEIRS, GRID = "#1f4e79", "#c8641e", {"alpha": 0.25, "linewidth": 0.6}
+ACROSS = 5  # panels beside each other
+BAR = {"fmt": "o", "capsize": 2.5, "color": OURS, "markersize": 5, "linewidth": 1}
+HOLLOW = {"marker": "D", "s": 26, "facecolors": "none", "edgecolors": THEIRS}
+
+
+def png(table: Table, caption: Caption) -> bytes:
+    """Return the picture of a table."""
+    from matplotlib.figure import Figure
+
+    panels = table.tasks if len(table.tasks) > 1 else ()
+    below = math.ceil(len(panels) / ACROSS)
+    height = 4.5 + below * (0.9 + 0.2 * len(table.rows))
+    across = min(ACROSS, len(panels))
+    figure = Figure(figsize=(max(7.0, 2.4 * across), height), layout="constrained")
+    top: Any = figure
+    if panels:
+        halves: Any = figure.subfigures(2, 1, height_ratios=(4.5, height - 4.5))
+        top, bottom = halves
+        _panels(bottom, table)
+    axes = top.subplots()
+    drawn = _against_size(axes, table)
+    axes.set_title(table.name, fontsize="large")
+    if caption.loud:
+        figure.suptitle(caption.loud, color="firebrick", fontweight="bold", fontsize=9)
+    figure.draw_without_rendering()  # so that the axes have their place
+    label(axes, **drawn)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    return stream.getvalue()
+
+
+def _against_size(axes: Any, table: Table) -> dict[str, list[Any]]:
+    """Draw the last column against the trainable parameters; return what is there."""
+    column, points, bars = table.columns[-1], [], []
+    for row in table.rows:
+        found, sizes = row.scores[column], row.values("trainable")
+        if found.mean is not None:
+            size, spread = mean(sizes), found.std or 0.0
+            axes.errorbar(size, found.mean, spread, **BAR)
+            points.append((row.label, size, found.mean))
+            bars.append((size, found.mean, spread))
+            if found.published is not None:
+                axes.scatter(size, found.published.value, **HOLLOW)
+                bars.append((size, found.published.value, 0.0))
+    if left := [row.label for row in table.rows if row.scores[column].mean is None]:
+        text = f"no score: {', '.join(left)}"
+        place = {"xy": (0.99, 0.02), "xycoords": "axes fraction", "ha": "right"}
+        axes.annotate(text, **place, fontsize=8, color="gray")
+    metrics = ", ".join(sorted({result["metric"] for result in table.results}))
+    what = "average over the tasks" if column == AVERAGE else f"{column}, {metrics}"
+    axes.set(xscale="log", xlabel="trainable parameters", ylabel=f"{what} (%)")
+    axes.margins(x=0.12, y=0.12)
+    axes.grid(**GRID)
+    if any(x.published for row in table.rows for x in row.scores.values()):
+        axes.errorbar([], [], **BAR, label="here")
+        axes.scatter([], [], **HOLLOW, label="published")
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+        axes.legend(**above, fontsize=8, frameon=False)
+    return {"points": points, "bars": bars}
+
+
+def _panels(figure: Any, table: Table) -> None:
+    """Draw one panel per task: a line per method, the best mean marked."""
+    lacks = {"ha": "right", "va": "center", "fontsize": 6, "color": "gray"}
+    count = len(table.tasks)
+    across = min(ACROSS, count)
+    grid = figure.subplots(
+        math.ceil(count / across), across, squeeze=False, sharey=True
+    )
+    places = range(len(table.rows), 0, -1)
+    for axes, task in zip(grid.flat, table.tasks):
+        scores = [row.scores[task] for row in table.rows]
+        means = [x.mean for x in scores if x.mean is not None]
+        for place, found in zip(places, scores):
+            if found.mean is None:
+                across_axes = {"transform": axes.get_yaxis_transform()}
+                axes.text(0.97, place, score(found), **across_axes, **lacks)
+            else:
+                bar = {**BAR, "mfc": OURS if found.mean == max(means) else "white"}
+                axes.errorbar(found.mean, place, xerr=found.std or 0.0, **bar)
+            if found.published is not None:
+                axes.scatter(found.published.value, place, zorder=3, **HOLLOW)
+        axes.set_yticks(places, [row.label for row in table.rows], fontsize=7)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.set_title(task, fontsize=9)
+        axes.set_ylim(0.4, len(table.rows) + 0.6)
+        axes.grid(**GRID)
+    figure.supxlabel("%, filled: the best mean of the task", fontsize=8)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)

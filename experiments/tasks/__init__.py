@@ -1,0 +1,20 @@
+"""What a run trains on: one file per family of tasks, each with the same functions.
+
+`outline(config)` says all that follows from the configuration alone: model, loss,
+metric, sizes. `base(config, outline)` reads or makes the frozen weights, and
+`data(config, choose)` reads the examples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.arguments import known
+from experiments.tasks import digits, glue, images
+
+FAMILIES: dict[str, Any] = {"digits": digits, "glue": glue, "images": images}
+
+
+def family(config: Any) -> Any:
+    """Return the module of the configuration's family of tasks."""
+    return FAMILIES[known(config.family, FAMILIES, "family")]

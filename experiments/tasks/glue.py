@@ -1,0 +1,142 @@
+"""GLUE by a pretrained encoder; results are those of the development set.
+
+GLUE withholds the labels of its test sets, so that papers report the development set.
+While hyperparameters are chosen, a tenth of the training set is held out for it, and
+the development set is not read. Of MNLI's two development sets it is the matched one.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import peftjax as pj
+from experiments.tasks.task import Data, Outline, held_out, take
+from peftjax.data import glue
+from peftjax.models.bert import Bert
+from peftjax.models.configs import BertConfig
+from peftjax.models.deberta import Deberta
+from peftjax.models.deberta_configs import DebertaConfig
+from peftjax.models.files import CheckpointError
+from peftjax.training import task_metrics
+from peftjax.training.losses import cross_entropy
+
+MODELS: dict[str, Any] = {
+    "bert": (Bert, BertConfig),
+    "roberta": (Bert, BertConfig),
+    "deberta": (Deberta, DebertaConfig),
+}
+COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+HELD_OUT = 0.1
+
+
+def outline(config: ConfigDict) -> Outline:
+    task = glue.get_task(config.task)
+    kind, settings = MODELS[config.model.kind]
+    # A score is one more output, so that tasks of two classes share a program.
+    head = task.classes or "regression"
+    tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+    return Outline(
+        model=kind(settings(**config.model.settings), head=head),
+        example=(tokens,) * 3,
+        loss=class_loss if task.classes else score_loss,
+        outputs=outputs,
+        score=functools.partial(task_metrics.glue, config.task, task.validation[0]),
+        metric=config.metric,
+        examples=config.data.train_examples or task.sizes["train"],
+        note="GLUE development set",
+    )
+
+
+def base(config: ConfigDict, outline: Outline) -> Any:
+    """Return the pretrained weights, with the head drawn from the run's seed.
+
+    Raises:
+        CheckpointError: the weights are of another architecture than the
+            configuration's.
+    """
+    folder = model_folder(config)
+    dropout = {key: x for key, x in config.model.settings.items() if "dropout" in key}
+    model, variables = pj.models.load(
+        folder, head=outline.model.head, key=jax.random.key(config.seed), **dropout
+    )
+    if model.config != outline.model.config:
+        found, expected = vars(model.config), vars(outline.model.config)
+        lines = [
+            f"{key}: expected {expected[key]!r}, found {found[key]!r}"
+            for key in expected
+            if expected[key] != found.get(key)
+        ]
+        raise CheckpointError(
+            f"{folder}: not the model of {config.name}:\n  "
+            + "\n  ".join(lines)
+            + "\ngive --config.paths.model=FOLDER, or set --config.model.settings"
+        )
+    return variables
+
+
+def data(config: ConfigDict, choose: bool) -> Data:
+    train, print_train = _split(config, "train")
+    if count := config.data.train_examples:
+        rows = np.random.default_rng(0).permutation(len(train["label"]))
+        train = take(train, np.sort(rows[:count]))
+    if choose:
+        kept, held = held_out(len(train["label"]), HELD_OUT)
+        return Data(take(train, kept), None, take(train, held), (print_train,))
+    dev, print_dev = _split(config, glue.get_task(config.task).validation[0])
+    return Data(train, dev, dev, (print_train, print_dev))
+
+
+def model_folder(config: ConfigDict) -> Path:
+    """Return the folder of the weights and the tokenizer."""
+    if config.paths.model:
+        return Path(config.paths.model)
+    if config.paths.get("package"):
+        from experiments.embed_stsb import packaged_model
+
+        return packaged_model()
+    raise CheckpointError(
+        f"{config.name}: no weights; give --config.paths.model=FOLDER"
+    )
+
+
+def class_loss(apply, batch, key):
+    """Return the cross-entropy of each example."""
+    return cross_entropy(_call(apply, batch, key), batch["label"])
+
+
+def score_loss(apply, batch, key):
+    """Return the squared error of each score (STS-B)."""
+    return (_call(apply, batch, key) - batch["label"]) ** 2
+
+
+def outputs(apply, batch):
+    """Return logits or scores of each example."""
+    return {"outputs": apply(*(batch[name] for name in COLUMNS))}
+
+
+def _call(apply, batch, key):
+    columns = (batch[name] for name in COLUMNS)
+    return apply(*columns, train=True, rngs={"dropout": key})
+
+
+def _split(config: ConfigDict, split: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder = Path(config.paths.cache) / "tokens"
+    found = glue.tokenised(
+        config.task,
+        split,
+        model_folder(config),
+        config.data.max_length,
+        config.paths.data,
+        buckets=tuple(config.data.buckets),
+        cache_dir=folder,
+    )
+    arrays = dict(found.arrays)
+    arrays["label"] = np.asarray(arrays["label"])
+    return arrays, found.fingerprint

@@ -1,0 +1,88 @@
+"""The two halves of a task: what the configuration says, and what the files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a task before any file is read.
+
+    Attributes:
+        model: the module.
+        example: arguments of one call of the model, arrays or `ShapeDtypeStruct`.
+        loss: of a batch, as `make_step` takes it.
+        outputs: of a batch, as `make_eval` takes it; it returns `{"outputs": ...}`.
+        score: labels and outputs to all metrics, as fractions.
+        metric: the one of them that a table shows.
+        examples: published number of training examples.
+        note: what a reader of the table has to know, such as the split reported.
+    """
+
+    model: nn.Module
+    example: tuple[Any, ...]
+    loss: Callable[..., jax.Array]
+    outputs: Callable[..., dict[str, jax.Array]]
+    score: Score
+    metric: str
+    examples: int
+    note: str
+
+    def abstract(self) -> Any:
+        """Return the variables' shapes and dtypes; nothing is computed."""
+        return jax.eval_shape(self.model.init, jax.random.key(0), *self.example)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of a task, as `peftjax.data.pipeline` takes them.
+
+    Attributes:
+        train: what is trained on.
+        test: what the table reports; empty while hyperparameters are chosen.
+        validation: what choices are made on; None where none are made.
+        fingerprints: of every split read, for the result.
+    """
+
+    train: Mapping[str, Any]
+    test: Mapping[str, Any] | None
+    validation: Mapping[str, Any] | None
+    fingerprints: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Tokens of each training example; None where all are of one size."""
+        column = self.train.get("input_ids")
+        return None if column is None else column.lengths
+
+
+def with_new_head(variables: Any, name: str = "head") -> Any:
+    """Return the variables with a head of zeros: the classes are others now."""
+    params = variables["params"]
+    head = jax.tree.map(jnp.zeros_like, params[name])
+    return {**variables, "params": {**params, name: head}}
+
+
+def take(arrays: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    """Return some examples of a split."""
+    return {
+        name: column.select(rows) if hasattr(column, "select") else column[rows]
+        for name, column in arrays.items()
+    }
+
+
+def held_out(examples: int, share: float, seed: int = 0) -> tuple[Any, Any]:
+    """Return the rows to train on and the rows held out, drawn once per seed."""
+    rows = np.random.default_rng(seed).permutation(examples)
+    count = round(share * examples)
+    return np.sort(rows[count:]), np.sort(rows[:count])
