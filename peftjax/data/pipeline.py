@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 
+Last = Literal["drop", "pad"]
 WINDOW = 16
 
 
@@ -22,7 +23,7 @@ def train_batches(
     *,
     seed: int,
     epochs: int | None = None,
-    last: Literal["drop", "pad"] = "drop",
+    last: Last = "drop",
     lengths: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
     """Return shuffled batches `{name: [batch_size, ...]}`, epoch after epoch.
@@ -72,7 +73,7 @@ def train_batches(
 class _Grouped:
     """The examples of each batch, those of like length together, epoch after epoch."""
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, last: str):
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, last: Last):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.steps = steps_per_epoch(len(lengths), batch_size, last)
         self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
@@ -110,9 +111,7 @@ def eval_batches(arrays: Arrays, batch_size: int) -> Iterator[dict[str, np.ndarr
         yield _take(arrays, index, batch_size)
 
 
-def steps_per_epoch(
-    examples: int, batch_size: int, last: Literal["drop", "pad"] = "drop"
-) -> int:
+def steps_per_epoch(examples: int, batch_size: int, last: Last = "drop") -> int:
     """Return the number of batches in one epoch of `train_batches`.
 
     >>> steps_per_epoch(1000, 64), steps_per_epoch(1000, 64, last="pad")
