@@ -1,12 +1,6 @@
 """The main job, on a model small enough for a test."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,7 +17,6 @@ from peftjax.hub.tensors import load_tree
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.metrics import read_metrics
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
     "model.depth": 1,
     "model.width": 16,
@@ -222,35 +215,3 @@ def test_the_selection_is_one_of_three(job):
     config.family = "digit"
     with pytest.raises(UnknownName, match="digits"):
         tasks.family(config)
-
-
-def start(workdir, cache, *options):
-    # Enough steps after the first checkpoint to be killed in.
-    settings = {**SMALL, "train.epochs": 30, "paths.cache": cache}
-    command = [
-        *(sys.executable, "-m", "experiments.finetune"),
-        *("--config", "configs/quickstart.py:method=lora"),
-        *("--workdir", str(workdir)),
-        *(f"--config.{key}={value}" for key, value in settings.items()),
-        *options,
-    ]
-    one_device = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.Popen(command, cwd=ROOT, env=one_device)
-
-
-def test_a_killed_run_resumes_to_the_same_bits(job, tmp_path):
-    cache, folder = job[1] / "cache", tmp_path / "killed"
-    whole, killed = start(tmp_path / "whole", cache), start(folder, cache)
-    deadline = time.monotonic() + 200
-    while not list(folder.glob("checkpoints/*/SHA256SUMS")):
-        assert killed.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert not (folder / "adapter.safetensors").exists()
-    assert start(folder, cache, "--resume").wait() == 0 == whole.wait()
-    one = load_file(tmp_path / "whole" / "adapter.safetensors")
-    other = load_file(folder / "adapter.safetensors")
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        np.testing.assert_array_equal(value, other[key])

@@ -79,6 +79,8 @@ def test_two_workers_and_one_that_dies_fill_the_table_of_one(tmp_path):
     trained = [x.partition(":")[0] for x in lines if DONE.match(x)]
     assert len(trained) == len(set(trained)) == 4 - len(done_before)
     assert results(shared) == results(alone)
+    for file in shared.glob("*/*/*/adapter.safetensors"):  # to the same bits
+        assert file.read_bytes() == (alone / file.relative_to(shared)).read_bytes()
     assert (shared / "table.csv").exists()
     scores = [
         [{**row, "seconds": None} for row in json.loads(text)["rows"]]
