@@ -10,8 +10,7 @@ import peftjax as pj
 from peftjax import testing
 from peftjax.core.method import Method
 
-METHODS = {
-    "lora": pj.LoRA(rank=4, alpha=7.0),
+METHODS = {  # plain LoRA is the example in the docstring of check_method
     "lora_rs_dropout": pj.LoRA(rank=3, alpha=7.0, rs=True, dropout=0.3),
     "hydra_full": pj.Hydra(rank=2, seq_rank=3, branch_bias=True, learn_scale=True),
     "hydralora": pj.HydraLoRA(rank=2, heads=3, alpha=5.0),
