@@ -55,15 +55,20 @@ def test_row_i_equals_the_single_run_of_row_i(name):
     assert count == 1
 
 
-@pytest.mark.parametrize("make", [lambda r: pj.LoRA(r, 7.0), lambda r: pj.HRA(rank=r)])
-def test_lower_ranks_are_padded(make):
+@pytest.mark.parametrize(
+    ("method", "lower"),  # of one scale, for the plan's own holds for both
+    [(pj.LoRA(4, 7.0), pj.LoRA(2, 3.5)), (pj.HRA(rank=4), pj.HRA(rank=2))],
+)
+def test_lower_ranks_are_padded(method, lower):
     pattern = "remat/fc1/kernel"
-    case, peft, adapters, inputs = case_with(make(4), pattern)
-    small = case_with(make(2), pattern)[2][0]
+    case, peft, adapters, inputs = case_with(method, pattern)
+    _, small_peft, (small, *_), _ = case_with(lower, pattern)
     bank = pj.bank([adapters[0], small])
     found = peft.apply(case.variables, bank, *inputs, adapter_ids=jnp.ones(5, int))
-    # the plan's own scale holds for both
-    assert error(found, peft.apply(case.variables, small, *inputs)) < 1e-5
+    expected = small_peft.apply(case.variables, small, *inputs)
+    assert error(found, expected) < 1e-5
+    with pytest.raises(ValueError, match="fc1/kernel: expected the arrays of"):
+        peft.apply(case.variables, small, *inputs)
 
 
 def test_a_bank_costs_little_more_than_one_adapter():

@@ -347,3 +347,54 @@ def test_sites_feed_the_rules(mixed):
         delta(combine.cat(members[PATH], [1.0] * 3)),
         delta(combine.cat(modules, [1.0] * 3)),
     )
+
+
+@pytest.mark.parametrize("rule", [*RULES, "lorahub"])
+def test_stacked_layers_are_combined_one_by_one(rule):
+    run = RULES.get(rule, combine.lorahub)
+    options = {"density": 0.5} if rule in ("ties", "magnitude_prune") else {}
+    ps = []
+    for i in range(2):
+        a, b = arrays((3, 6, 2), (3, 2, 5), seed=i)
+        ps.append({"a": a, "b": b})
+    method, weights = LoRA(2, alpha=6.0), (0.3, -0.8)
+    whole = run([(method, p) for p in ps], weights, **options)
+    for layer in range(3):
+        one = [(method, {n: v[layer] for n, v in p.items()}) for p in ps]
+        alone = run(one, weights, **options)
+        assert alone[0] == whole[0]
+        close(delta(whole)[layer], delta(alone))
+
+
+def test_modules_keep_their_dropout():
+    """Means over draws are the outputs without; a module without any is never cut."""
+    a, b, c, d, x, kernel = arrays((6, 2), (2, 5), (6, 2), (2, 5), (4, 6), (6, 5))
+    modules = [(LoRA(2, alpha=2.0, dropout=0.5), {"a": a, "b": b})]
+    modules += [(LoRA(2, alpha=2.0), {"a": c, "b": d})]
+    composed = Composition.of(trees(modules), "uniform")
+    method, p = composed.rules[PATH], composed.adapters[PATH]
+    assert method.dropout == (0.5, 0.0)
+    keys = jax.random.split(KEY, 4000)
+    drawn = jax.vmap(lambda key: method.formula(p, x, kernel, 0.0, key=key))(keys)
+    plain = method(p, x, kernel)
+    assert drawn.std(0).max() > 0.1
+    spread = drawn.std(0) / len(keys) ** 0.5
+    assert (jnp.abs(drawn.mean(0) - plain) < 5 * spread + 1e-5).all()
+    first_off = {**p, "b": p["b"].at[0].set(0)}
+    one = method.formula(first_off, x, kernel, 0.0, key=KEY)
+    close(one, method(first_off, x, kernel))
+    assert Composition.of(trees([modules[1]])).rules[PATH].dropout == ()
+    with pytest.raises(ValueError, match="expected 2 numbers"):
+        Composition(modules=2, rank=1, dropout=(0.5,))
+
+
+def test_a_file_whose_arrays_were_exchanged_is_refused(tmp_path):
+    (x,) = arrays((4, 6))
+    model = nn.Dense(5)
+    variables = model.init(KEY, x)
+    for name, alpha in (("one", 2.0), ("two", 40.0)):
+        peft = pj.adapt(model.apply, variables, x, rules={PATH: LoRA(2, alpha=alpha)})
+        save(tmp_path / name, peft, peft.init(jax.random.key(int(alpha))))
+    (tmp_path / "two.safetensors").replace(tmp_path / "one.safetensors")
+    with pytest.raises(ValueError, match="SHA-256"):
+        Composition.of([tmp_path / "one"])

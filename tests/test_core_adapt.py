@@ -271,8 +271,8 @@ def test_a_layer_without_bias_takes_no_constant_in_a_merge():
         ({"(": LORA}, "not a regular expression"),
         ({}, "rules are empty"),
         (
-            {"fc1/kernel": pj.LoRA(0, 1.0)},
-            r"fc1/kernel: LoRA\(rank=0\).* 1 <= rank <= 8",
+            {"fc1/kernel": pj.LoRA(9, 1.0)},
+            r"fc1/kernel: LoRA\(rank=9\).* 1 <= rank <= 8",
         ),
         ({"head/kernel": pj.LoRA(4, 1.0)}, r"head/kernel: LoRA\(rank=4\).* <= 3"),
         ({"fc1/bias": LORA}, r"fc1/bias: LoRA needs a weight with at least 2 axes"),
@@ -306,6 +306,24 @@ def test_adapters_of_another_plan(net):
     peft = pj.adapt(model.apply, v, X, rules={"fc1/kernel": LORA})
     with pytest.raises(ValueError, match=r"missing \['fc1/kernel'\].*\['fc2'\]"):
         peft.apply(v, {"fc2": {}}, X)
+
+
+@pytest.mark.parametrize("call", ["apply", "merge"])
+@pytest.mark.parametrize("bad", ["rank", "missing", "extra"])
+def test_arrays_of_other_rules(net, call, bad):
+    model, v = net
+    peft = pj.adapt(model.apply, v, X, rules={"fc1/kernel": LORA})
+    adapters = peft.init(jax.random.key(0))
+    own = adapters["fc1/kernel"]
+    if bad == "rank":
+        adapters["fc1/kernel"] = {"a": own["a"][:, :1], "b": own["b"][:1]}
+    elif bad == "missing":
+        del own["b"]
+    else:
+        own["c"] = own["b"]
+    arguments = (X,) if call == "apply" else ()
+    with pytest.raises(ValueError, match=r"fc1/kernel: expected .* of LoRA.*; found a"):
+        getattr(peft, call)(v, adapters, *arguments)
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])

@@ -254,7 +254,9 @@ def test_no_kernel_sized_matrix_without_factors_of_a(a):
     ("settings", "message"),
     [
         ({"rank": 0}, "rank=0"),
-        ({"rank": (2, 2)}, "one rank >= 1, or three"),
+        ({"rank": (2, 2)}, "one integer >= 1, or three"),
+        ({"rank": 2.0}, "one integer >= 1, or three"),
+        ({"rank": (2, 1.5, 2)}, "one integer >= 1, or three"),
         ({"a": "matrix"}, r"a='matrix'.*'lora', 'vector', 'constant', 'none'"),
         ({"c": "constant"}, r"c='constant'.*'lora', 'vector', 'none'"),
         ({"d": "lora"}, r"d='lora'.*'vector', 'constant', 'none'"),
@@ -264,6 +266,12 @@ def test_no_kernel_sized_matrix_without_factors_of_a(a):
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         GLoRA(**{"rank": 2, **settings})
+
+
+def test_ranks_from_an_array():
+    counted = GLoRA(np.int64(2)), GLoRA(np.array(2)), GLoRA([1, np.int64(2), 3])
+    assert counted == (GLoRA(2), GLoRA(2), GLoRA((1, 2, 3)))
+    assert len({*counted, pj.LoRA(np.int64(2), alpha=1.0)}) == 3
 
 
 def test_bad_structures_and_ranks():

@@ -257,6 +257,8 @@ def test_published_count():
         ({"rank": 2, "eps": -1.0}, "eps >= 0"),
         ({"rank": 2, "form": "scan", "orthogonal": "gram_schmidt"}, "no chain"),
         ({"rank": 2, "penalty": "l2"}, "penalty"),
+        ({"rank": 2, "penalty": float("nan")}, "penalty"),
+        ({"rank": 3, "orthogonal": "gram_schmidt", "init": "pairs_hf"}, "even rank"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -269,3 +271,21 @@ def test_rank_above_the_dimension(side, fits):
     HRA(fits, side=side).check(Layer(8, 5))
     with pytest.raises(ValueError, match="fc/kernel: HRA.rank=10."):
         HRA(10, side=side).check(Layer(8, 5, path="fc/kernel"))
+
+
+def test_starts_of_the_released_codes():
+    site = Layer(6, 5)
+    pairs, named = (
+        HRA(4, orthogonal="gram_schmidt", init=name).init(KEY, site)["u"]
+        for name in ("pairs", "pairs_hf")
+    )
+    assert (pairs == named).all() and (pairs[:, 0] == pairs[:, 1]).all()
+    method = HRA(2, orthogonal="gram_schmidt", side="output", init="identity")
+    x, kernel = arrays((3, 6), (6, 5))
+    y = method(method.init(KEY, site), x, kernel)
+    close(y, (x @ kernel) * jnp.array([-1, -1, 1, 1, 1]))
+
+
+def test_a_column_of_zeros_has_a_penalty():
+    u = {"u": jnp.eye(6)[:, :2].at[:, 1].set(0)}
+    assert HRA(2, penalty=2.0).penalty(u) == pytest.approx(2.0)

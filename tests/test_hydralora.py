@@ -141,7 +141,7 @@ def test_mean_gate_over_data(case):
 
 @pytest.mark.parametrize("per_head", [False, True])
 def test_dropout(per_head):
-    method = HydraLoRA(2, 6.0, heads=2, dropout=0.5, dropout_per_head=per_head)
+    method = HydraLoRA(2, 2, alpha=6.0, dropout=0.5, dropout_per_head=per_head)
     x = jnp.ones((300, 1))
     p = {"a": jnp.ones((1, 2)), "b": jnp.zeros((2, 2, 2)), "router": jnp.zeros((1, 2))}
     p["b"] = p["b"].at[0, 0, 0].set(1.0).at[1, 0, 1].set(1.0)  # head i writes output i
@@ -212,3 +212,22 @@ def test_choose_heads_on_three_glue_tasks(shared_data, tasks):
         fields = [v for name, v in columns.items() if name not in ("label", "idx")]
         texts += [" ".join(row) for row in zip(*fields)][:400]
     assert abs(choose_heads(texts).heads - 3) <= 1
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        (0.5, r"kernel: expected gates of shape \[3\].*found \[\]"),
+        ([0.5, 0.5], r"kernel: expected gates of shape \[3\].*found \[2\]"),
+        ([jnp.nan] * 3, "kernel: expected finite gates"),
+        ("mean", "'uniform' or arrays, found 'mean'"),
+        ({}, r"missing \['kernel'\]"),
+        ({"kernel": [1, 0, 0], "zzz": [1, 0, 0]}, r"unexpected \['zzz'\]"),
+    ],
+)
+def test_gates_that_do_not_fit(case, gates, message):
+    method, p, (x, kernel, bias) = case
+    variables = {"params": {"kernel": kernel, "bias": bias}}
+    peft = pj.adapt(nn.Dense(5).apply, variables, x, rules={"kernel": method})
+    with pytest.raises(ValueError, match=message):
+        peft.merge(variables, {"kernel": p}, gates=gates)

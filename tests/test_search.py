@@ -101,3 +101,21 @@ def test_stacked_layers_cannot_be_fixed():
     peft = pj.adapt(model.apply, variables, images, rules=rules)
     with pytest.raises(ValueError, match="blocks/mlp/fc1/kernel: .*unstack"):
         pj.to_glora(peft, peft.init(jax.random.key(0)))
+
+
+def test_what_sites_share_stays_with_them(supernet):
+    model, variables, images, _, _ = supernet
+    rules = {
+        "blocks_0/mlp/fc1/kernel": pj.GLoRASupernet(rank=3),
+        "blocks_1/mlp/fc1/kernel": pj.Composition(
+            modules=2, rank=2, granularity="global"
+        ),
+    }
+    peft = pj.adapt(model.apply, variables, images, rules=rules)
+    adapters = peft.sample(peft.init(jax.random.key(0)), jax.random.key(3))
+    own = peft.sites[0].trainable
+    assert f"{own + 2:,} trainable parameters" in peft.summary()
+    subnet = pj.to_glora(peft, adapters)
+    fixed = pj.adapt(model.apply, variables, images, rules=subnet.rules)
+    found = fixed.apply(variables, subnet.adapters, images)
+    assert error(found, peft.apply(variables, adapters, images)) < 1e-5

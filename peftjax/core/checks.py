@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
+from peftjax.core.gates import TOTAL
 from peftjax.core.plan import Leaves
-from peftjax.core.site import Adapters, Site
+from peftjax.core.site import BASE, Adapters, Site
 
 
 def planned_leaves(known: Leaves, structure: Any, variables: Any) -> list[Any]:
@@ -32,7 +33,7 @@ def planned_leaves(known: Leaves, structure: Any, variables: Any) -> list[Any]:
 
 
 def check_adapters(sites: Sequence[Site], adapters: Adapters) -> None:
-    """Raise ValueError unless adapters have the planned paths."""
+    """Raise ValueError unless adapters have the planned paths, names and shapes."""
     wanted = {site.path for site in sites}
     wanted |= {"" for site in sites if site.method.shared}
     if set(adapters) != wanted:
@@ -43,6 +44,27 @@ def check_adapters(sites: Sequence[Site], adapters: Adapters) -> None:
             f"unexpected {extra or 'nothing'}; make them with init or load them "
             "for this model and these rules"
         )
+    for site in sites:
+        if site.arrays:
+            _check_arrays(site, adapters[site.path])
+
+
+def _check_arrays(site: Site, p: dict[str, jax.Array]) -> None:
+    """Raise ValueError unless a site's arrays are those of its method."""
+    own = {n: (*site.stack, *s) for n, s in site.arrays if n not in site.method.shared}
+    beside = (BASE, TOTAL, *(["gates"] if site.method.gated else []))
+    found = {n: tuple(value.shape) for n, value in p.items() if n not in beside}
+    ranks_may_differ = BASE in p  # a bank pads its adapters to one rank
+    if own.keys() == found.keys() and (ranks_may_differ or own == found):
+        return
+    raise ValueError(
+        f"{site.path}: expected the arrays of {site.method}, {_listed(own)}; found "
+        f"{_listed(found)}; make them with init or load them for these rules"
+    )
+
+
+def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
 
 
 def check_finite(adapters: Adapters) -> None:

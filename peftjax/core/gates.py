@@ -7,7 +7,7 @@ first argument through and gives that array the gate's sum as its cotangent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -41,6 +41,53 @@ def _backward(residual: tuple, cotangent: jax.Array) -> tuple:
 
 
 observe.defvjp(_forward, _backward)
+
+
+def constant_gates(heads: Mapping[str, Any], gates: Any) -> dict[str, jax.Array]:
+    """Return the gates `[*stack, heads]` of each site that `merge` was given.
+
+    Args:
+        heads: `{path: (*stack, heads)}` of the gated sites.
+        gates: None, `"uniform"`, `[heads]` for all sites, or `{path: gates}`.
+
+    Raises:
+        ValueError: unknown or missing paths, wrong shapes, or values that are not
+            finite.
+    """
+    if gates is None:
+        return {}
+    given = gates if isinstance(gates, Mapping) else dict.fromkeys(heads, gates)
+    if given.keys() != heads.keys():
+        missing = sorted(heads.keys() - given.keys())[:5]
+        extra = sorted(given.keys() - heads.keys())[:5]
+        raise ValueError(
+            f"gates: missing {missing or 'nothing'}, unexpected {extra or 'nothing'}; "
+            "expected one entry for each site with gates"
+        )
+    return {path: _constant(path, heads[path], given[path]) for path in heads}
+
+
+def _constant(path: str, shape: tuple[int, ...], given: Any) -> jax.Array:
+    if isinstance(given, str):
+        if given != "uniform":
+            raise ValueError(f"gates: expected 'uniform' or arrays, found {given!r}")
+        return jnp.full(shape, 1 / shape[-1])
+    array = jnp.asarray(given, jnp.float32)
+    if array.shape not in (shape, shape[-1:]):
+        raise ValueError(
+            f"{path}: expected gates of shape {list(shape)} or {[shape[-1]]}, found "
+            f"{list(array.shape)}"
+        )
+    try:
+        finite = bool(jnp.all(jnp.isfinite(array)))
+    except jax.errors.ConcretizationTypeError:  # being traced
+        finite = True
+    if not finite:
+        raise ValueError(
+            f"{path}: expected finite gates, found {array}; mean gates are NaN where a "
+            "site has no part in the output: give that site gates of your own"
+        )
+    return jnp.broadcast_to(array, shape)
 
 
 def mean_gates(

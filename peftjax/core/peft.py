@@ -21,7 +21,7 @@ from peftjax.core.method import Method
 from peftjax.core.plan import Leaves, findings
 from peftjax.core.site import Adapters, Site
 from peftjax.core.start import fresh
-from peftjax.core.substitute import heads_of, params, replaced, symbols
+from peftjax.core.substitute import constant, heads_of, params, replaced, symbols
 from peftjax.core.summary import table
 
 
@@ -131,15 +131,17 @@ class Peft:
         Raises:
             NotMergeable: a formula is not affine in x, a layer has no bias to take a
                 constant, or a weight is stored in integers.
-            ValueError: a non-finite adapter; the site is named.
+            ValueError: a non-finite adapter, or gates of wrong paths, shapes or values;
+                the site is named.
         """
         leaves = self._planned(variables)
         check_adapters(self.sites, adapters)
         check_finite(adapters)
+        given = constant(self.sites, gates)
         values = replaced(self.sites, leaves, adapters)
         for site in self.sites:
             if not site.method.replaces:
-                merge_site(site, values, params(site, adapters, gates))
+                merge_site(site, values, params(site, adapters, given))
         return jax.tree.unflatten(self.structure, values)
 
     def mean_gates(

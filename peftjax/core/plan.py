@@ -259,4 +259,9 @@ def _counted(site: Site, uses: Sequence[Use], examples: int) -> Site:
         layer = Layer(site.d_in, site.d_out, kind)
         in_stack = prod(shape(use.stack))
         added += flops(site.method, layer, use.rows, p) * in_stack * use.repeat
-    return replace(site, trainable=trainable * layers, flops=added // max(examples, 1))
+    return replace(
+        site,
+        trainable=trainable * layers,
+        flops=added // max(examples, 1),
+        arrays=tuple((name, value.shape) for name, value in p.items()),
+    )

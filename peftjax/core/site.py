@@ -47,6 +47,7 @@ class Site:
         spatial: the window of a convolution.
         quantised: the weight is stored in integers, scaled by the model.
         flatten: activations are flattened to `[tokens, in]`.
+        arrays: name and shape of each adapter array, the stacked axes left out.
     """
 
     path: str
@@ -70,6 +71,7 @@ class Site:
     spatial: tuple[int, ...] = ()
     quantised: bool = False
     flatten: bool = True
+    arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def groups(self) -> tuple[Axis, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from peftjax.core.gates import constant_gates
 from peftjax.core.merge import merge_site
 from peftjax.core.plan import Leaves, pair_bias
 from peftjax.core.site import BASE, Adapters, Site
@@ -16,7 +17,9 @@ from peftjax.core.views import arrange, whole
 from peftjax.core.weight import Weight
 
 
-def params(site: Site, adapters: Adapters, gates: Any = None) -> dict[str, jax.Array]:
+def params(
+    site: Site, adapters: Adapters, gates: Mapping[str, jax.Array] | None = None
+) -> dict[str, jax.Array]:
     """Return a site's arrays, shared ones and constant gates included."""
     p = dict(adapters[site.path])
     for name in site.method.shared:
@@ -24,17 +27,15 @@ def params(site: Site, adapters: Adapters, gates: Any = None) -> dict[str, jax.A
         p[name] = jnp.broadcast_to(value, (*site.stack, *value.shape))
     if BASE in p:
         p[BASE] = jnp.broadcast_to(p[BASE], site.stack)
-    if site.method.gated and gates is not None:
-        heads = heads_of(site)
-        given = gates[site.path] if isinstance(gates, Mapping) else gates
-        if isinstance(given, str):
-            if given != "uniform":
-                raise ValueError(
-                    f"gates: expected 'uniform' or arrays, found {given!r}"
-                )
-            given = jnp.full(heads, 1 / heads)
-        p["gates"] = jnp.broadcast_to(jnp.asarray(given), (*site.stack, heads))
+    if gates and site.path in gates:
+        p["gates"] = gates[site.path]
     return p
+
+
+def constant(sites: Sequence[Site], gates: Any) -> dict[str, jax.Array]:
+    """Return each gated site's gates; see `constant_gates`."""
+    heads = {s.path: (*s.stack, heads_of(s)) for s in sites if s.method.gated}
+    return constant_gates(heads, gates)
 
 
 def heads_of(site: Site) -> int:

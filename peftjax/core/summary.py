@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from peftjax.core.site import Site
 
@@ -33,7 +34,7 @@ def table(sites: Sequence[Site], parameters: int) -> str:
     lines.insert(1, "-" * max(map(len, lines)))
     lines.append(lines[1])
     lines += [f"{site.path}: {note}" for site in sites for note in site.notes]
-    trainable = sum(site.trainable for site in sites)
+    trainable = sum(site.trainable for site in sites) + _shared(sites)
     merged = sum(not site.fast for site in sites)
     lines.append(
         f"{len(sites)} sites, {merged} merged; {trainable:,} trainable parameters, "
@@ -41,6 +42,17 @@ def table(sites: Sequence[Site], parameters: int) -> str:
         f"{sum(site.flops for site in sites):,} FLOPs per example added"
     )
     return "\n".join(lines)
+
+
+def _shared(sites: Sequence[Site]) -> int:
+    """Return the trainable parameters that several sites read, each counted once."""
+    shapes = {
+        name: shape
+        for site in sites
+        for name, shape in site.arrays
+        if name in site.method.shared and name not in site.method.frozen
+    }
+    return sum(map(prod, shapes.values()))
 
 
 def _row(site: Site, parameters: int) -> tuple[str, ...]:

@@ -91,16 +91,29 @@ def load(path: PathLike, peft: Any, variables: Any = None) -> Adapters:
     _check_facts(facts_file, _facts(peft, variables), facts)
     expected = _expected_arrays(peft)
     check_arrays(tensors_file, _flat(expected), tensors)
-    if (found := _sha256(tensors_file)) != facts["sha256"]:
-        raise AdapterFileError(
-            f"{tensors_file}: expected SHA-256 {facts['sha256']} as {facts_file.name} "
-            f"says, found {found}; one of the two was changed, or a save was cut off "
-            "between them: save the adapters again"
-        )
+    _check_pair(tensors_file, facts_file, facts)
     return {
         path: {name: tensors[f"{path}:{name}"] for name in names}
         for path, names in expected.items()
     }
+
+
+def read_arrays(path: PathLike) -> dict[str, jax.Array]:
+    """Return the arrays of an adapter file by `path:name`, without a model.
+
+    Args:
+        path: as in `save`.
+
+    Raises:
+        FileNotFoundError: one of the two files is absent.
+        AdapterFileError: a file is damaged, the two do not belong together, or a value
+            is not finite.
+    """
+    tensors_file, facts_file = _pair(path)
+    facts, tensors = _read_facts(facts_file), read(tensors_file)
+    _check_pair(tensors_file, facts_file, facts)
+    check_arrays(tensors_file, tensors, tensors)
+    return tensors
 
 
 def read_rules(
@@ -130,6 +143,16 @@ def read_rules(
 def _pair(path: PathLike) -> tuple[Path, Path]:
     name = os.fspath(path).removesuffix(".safetensors")
     return Path(f"{name}.safetensors"), Path(f"{name}.json")
+
+
+def _check_pair(tensors_file: Path, facts_file: Path, facts: Mapping) -> None:
+    """Raise unless the arrays are those that the facts are about."""
+    if (found := _sha256(tensors_file)) != facts["sha256"]:
+        raise AdapterFileError(
+            f"{tensors_file}: expected SHA-256 {facts['sha256']} as {facts_file.name} "
+            f"says, found {found}; one of the two was changed, or a save was cut off "
+            "between them: save the adapters again"
+        )
 
 
 def _sha256(file: Path) -> str:

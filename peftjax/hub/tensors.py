@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,9 @@ def load_tree(path: PathLike, like: Any) -> Any:
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a temporary name beside `target`; on success it takes its place."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Processes of several machines or containers may write beside each other.
+    owner = f"{platform.node()}.{os.getpid()}"
+    temporary = target.with_name(f".{target.name}.{owner}.tmp")
     try:
         yield temporary
         os.replace(temporary, target)
@@ -63,10 +66,19 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def write(file: Path, tensors: Mapping[str, Any]) -> None:
-    """Write arrays by name."""
+    """Write arrays by name.
+
+    Raises:
+        OSError: the file cannot be written; the disk is full, for one.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, file)
+    arrays = {k: np.asarray(v, order="C") for k, v in tensors.items()}
+    try:
+        save_file(arrays, file)
+    except SafetensorError as error:
+        raise OSError(f"{file}: not written: {error}") from error
 
 
 def read(file: Path) -> dict[str, jax.Array]:

@@ -3,7 +3,8 @@
 `cat`, `linear`, `svd`, `ties` and `magnitude_prune` are those of the torch library's
 `add_weighted_adapter` (ties is from Yadav et al., arXiv 2306.01708); `lorahub` is that
 of Huang et al., arXiv 2307.13269. `peftjax.methods.composition.sites` brings whole
-adapter trees to the lists of modules that these functions take.
+adapter trees to the lists of modules that these functions take. Stacked layers
+keep their axes in front, `[*stack, in, r]`, and are combined layer by layer.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ def cat(modules: Modules, weights: Sequence[float]) -> Combined:
     """
     scaled = _scaled(modules, weights)
     a = [weight * p["a"] for weight, (_, p) in zip(scaled, modules)]
-    return _lora(
-        jnp.concatenate(a, 1), jnp.concatenate([p["b"] for _, p in modules], 0)
-    )
+    b = [p["b"] for _, p in modules]
+    return _lora(jnp.concatenate(a, axis=-1), jnp.concatenate(b, axis=-2))
 
 
 def linear(modules: Modules, weights: Sequence[float]) -> Combined:
@@ -130,17 +130,19 @@ def svd(
         rank: of the result; by default the largest of the modules.
     """
     _, p = cat(modules, weights)
-    rank = rank or max(lora.rank for lora, _ in modules)
-    limit = min(p["a"].shape[0], p["b"].shape[1])
+    if rank is None:
+        rank = max(lora.rank for lora, _ in modules)
+    limit = min(p["a"].shape[-2], p["b"].shape[-1])
     if not 1 <= rank <= limit:
         raise ValueError(f"svd: expected a rank of 1 … {limit}, found {rank}")
     q_a, r_a = jnp.linalg.qr(p["a"])
-    q_b, r_b = jnp.linalg.qr(p["b"].T)
-    u, s, vh = jnp.linalg.svd(r_a @ r_b.T, full_matrices=False)
-    a, b = q_a @ u, s[:, None] * (vh @ q_b.T)
-    short = max(rank - s.size, 0)  # the modules together have a lower rank
-    a, b = jnp.pad(a, ((0, 0), (0, short))), jnp.pad(b, ((0, short), (0, 0)))
-    return _lora(a[:, :rank], b[:rank])
+    q_b, r_b = jnp.linalg.qr(p["b"].mT)
+    u, s, vh = jnp.linalg.svd(r_a @ r_b.mT, full_matrices=False)
+    a, b = q_a @ u, s[..., None] * (vh @ q_b.mT)
+    # The modules together may have a lower rank.
+    short, whole = (0, max(rank - s.shape[-1], 0)), [(0, 0)] * (a.ndim - 2)
+    a, b = jnp.pad(a, [*whole, (0, 0), short]), jnp.pad(b, [*whole, short, (0, 0)])
+    return _lora(a[..., :rank], b[..., :rank, :])
 
 
 def _scaled(modules: Modules, weights: Sequence[float]) -> list[float]:
@@ -154,7 +156,7 @@ def _scaled(modules: Modules, weights: Sequence[float]) -> list[float]:
 
 
 def _lora(a: jax.Array, b: jax.Array) -> Combined:
-    rank = a.shape[1]
+    rank = a.shape[-1]
     return LoRA(rank, alpha=float(rank)), {"a": a, "b": b}
 
 
@@ -175,14 +177,16 @@ def _apart(
 
 
 def _weighted(stack: jax.Array, roots: jax.Array) -> jax.Array:
-    return stack * roots[:, None, None]
+    return stack * roots.reshape(-1, *[1] * (stack.ndim - 1))
 
 
 def _pruned(stack: jax.Array, density: float) -> jax.Array:
-    """Keep the largest entries of each module, a fraction `density` of them."""
+    """Keep the largest entries of each matrix, a fraction `density` of them."""
     if not 0 < density <= 1:
         raise ValueError(f"expected 0 < density <= 1, found {density}")
-    flat = stack.reshape(len(stack), -1)
-    _, kept = jax.lax.top_k(jnp.abs(flat), int(density * flat.shape[1]))
-    mask = jnp.zeros_like(flat).at[jnp.arange(len(flat))[:, None], kept].set(1)
+    flat = stack.reshape(*stack.shape[:-2], -1)
+    _, kept = jax.lax.top_k(jnp.abs(flat), int(density * flat.shape[-1]))
+    ones = jnp.ones((), flat.dtype)
+    zeros = jnp.zeros_like(flat)
+    mask = jnp.put_along_axis(zeros, kept, ones, axis=-1, inplace=False)
     return (flat * mask).reshape(stack.shape)

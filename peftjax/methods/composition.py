@@ -11,13 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import AtInit, Layer, Method, check_rank
+from peftjax.core.method import AtInit, Layer, Method, check_rank, dropout
 from peftjax.methods.lora import LoRA
 from peftjax.methods.settings import check_choice, check_count
 
@@ -46,6 +45,8 @@ class Composition(Method):
             the path `""` that all sites read.
         detach_denominator: leave the denominator of the softmax out of the gradient, as
             the released code does.
+        dropout: of each module's input while training, as the modules have it; empty
+            for none.
 
     >>> import jax.numpy as jnp
     >>> method = Composition(modules=2, rank=1, weights=(1.0, -1.0))
@@ -63,10 +64,18 @@ class Composition(Method):
     weights: Literal["learned", "uniform"] | tuple[float, ...] = "learned"
     granularity: Literal["layer", "global"] = "layer"
     detach_denominator: bool = False
+    dropout: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_count(self, "modules", "rank")
         check_choice(self, "granularity", ("layer", "global"))
+        object.__setattr__(self, "dropout", tuple(self.dropout))
+        rates = self.dropout or (0.0,) * self.modules
+        if len(rates) != self.modules or not all(0 <= rate < 1 for rate in rates):
+            raise ValueError(
+                f"Composition(dropout={self.dropout}): expected {self.modules} numbers "
+                "0 <= dropout < 1, or none"
+            )
         if isinstance(self.weights, str):
             check_choice(self, "weights", ("learned", "uniform"))
             return
@@ -123,7 +132,12 @@ class Composition(Method):
     def formula(self, p, x, kernel, bias, *, key=None):
         a, b = p["a"], p["b"]
         weight = jnp.repeat(self.mixture(p) * p["scale"], a.shape[-1]).astype(b.dtype)
-        low = x @ jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
+        if key is None or not any(self.dropout):
+            low = x @ jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
+        else:
+            drawn = zip(a, self.dropout, jax.random.split(key, self.modules))
+            parts = [dropout(x, rate, own) @ module for module, rate, own in drawn]
+            low = jnp.concatenate(parts, axis=-1)
         return x @ kernel + bias + (low * weight) @ b.reshape(-1, b.shape[-1])
 
     @classmethod
@@ -162,7 +176,15 @@ class Composition(Method):
         adapters: dict[str, dict[str, jax.Array]] = {}
         for path, members in sites(modules).items():
             rank = max(p["a"].shape[-1] for _, p in members)
-            method = cls(len(members), rank, given, granularity, detach_denominator)
+            rates = tuple(lora.dropout for lora, _ in members)
+            method = cls(
+                len(members),
+                rank,
+                given,
+                granularity,
+                detach_denominator,
+                rates if any(rates) else (),
+            )
             rules[re.escape(path)] = method
             p = _stack(members, rank)
             if method._learned:
@@ -249,15 +271,13 @@ def _lora_sites(index: int, module: Module) -> dict[str, Any]:
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Method], Any]:
     """Return the rules and the adapters of a file that `peftjax.hub.save` wrote."""
-    from peftjax.hub import read_rules  # the one use of files by a method
-    from peftjax.hub.tensors import read
+    from peftjax.hub import files  # the one use of files by a method
 
     adapters: dict[str, dict[str, jax.Array]] = {}
-    name = os.fspath(path).removesuffix(".safetensors")
-    for key, value in read(Path(f"{name}.safetensors")).items():
+    for key, value in files.read_arrays(path).items():
         site, _, leaf = key.rpartition(":")
         adapters.setdefault(site, {})[leaf] = value
-    return read_rules(path), adapters
+    return files.read_rules(path), adapters
 
 
 def _first_match(rules: Mapping[str, Method], path: str) -> Method | None:

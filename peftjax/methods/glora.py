@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core.method import Layer, Method, check_rank
-from peftjax.methods.settings import check_choice
+from peftjax.methods.settings import check_choice, count
 
 Form = Literal["lora", "vector", "constant", "none"]
 _FORMS = {
@@ -108,10 +108,13 @@ class GLoRA(Method):
         for name, allowed in _FORMS.items():
             check_choice(self, name, allowed)
         check_choice(self, "semantics", ("elementwise", "matrix"))
-        if len(self.ranks) != 3 or min(self.ranks) < 1:
+        three: Any = self.rank if isinstance(self.rank, tuple | list) else ()
+        ranks = tuple(map(count, three or (self.rank,)))
+        if len(ranks) != (3 if three else 1) or not all(ranks):
             raise ValueError(
-                f"GLoRA(rank={self.rank}): expected one rank >= 1, or three"
+                f"GLoRA(rank={self.rank!r}): expected one integer >= 1, or three"
             )
+        object.__setattr__(self, "rank", ranks if three else ranks[0])
         if self.semantics == "matrix" and self.a == "vector":
             raise ValueError(
                 "GLoRA(a='vector', semantics='matrix'): expected 'lora', 'constant' or "

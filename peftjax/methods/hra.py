@@ -18,6 +18,8 @@ from jax.scipy.linalg import solve_triangular
 from peftjax.core.method import AtInit, Layer, Method, Rows, check_rank
 from peftjax.methods.settings import check_choice, check_count, share_name
 
+_STARTS = ("auto", "pairs", "pairs_hf", "independent", "small", "identity")
+
 
 @dataclass(frozen=True)
 class HRA(Method):
@@ -46,10 +48,12 @@ class HRA(Method):
             `y = x K H_1 … H_r + b`.
         form: `"wy"` or `"scan"`.
         eps: under the root of ‖v‖; the released LLaMA code takes 1e-4 (and so its
-            factors are not quite reflections).
-        init: `"pairs"`; `"independent"`, uniform on `±1/sqrt(r)`; `"small"`, the LLaMA
-            code's, uniform on `±eps sqrt(6/r)`. `"auto"` is small where eps > 0, pairs
-            for an even rank without Gram–Schmidt, independent otherwise.
+            factors are not quite reflections). Gram–Schmidt goes without it.
+        init: `"pairs"`, also by the name `"pairs_hf"`; `"independent"`, uniform on
+            `±1/sqrt(r)`; `"small"`, the LLaMA code's, uniform on `±eps sqrt(6/r)`;
+            `"identity"`, its columns of the identity matrix for Gram–Schmidt. `"auto"`
+            is small where eps > 0, pairs for an even rank without Gram–Schmidt,
+            independent otherwise.
         allow_non_identity: accept an odd rank, whose start is not the frozen layer.
 
     >>> import jax.numpy as jnp
@@ -75,7 +79,7 @@ class HRA(Method):
         check_choice(self, "orthogonal", ("none", "gram_schmidt"))
         check_choice(self, "side", ("input", "output"))
         check_choice(self, "form", ("wy", "scan"))
-        check_choice(self, "init", ("auto", "pairs", "independent", "small"))
+        check_choice(self, "init", _STARTS)
         check_choice(self, "penalty_norm", ("frobenius", "squared"))
         odd = self.rank % 2 == 1
         if odd and self.orthogonal == "none" and not self.allow_non_identity:
@@ -84,9 +88,11 @@ class HRA(Method):
                 "does not start at the frozen layer; use an even rank, or accept it "
                 "with allow_non_identity=True"
             )
-        if odd and self.init == "pairs":
-            raise ValueError(f"HRA(rank={self.rank}, init='pairs'): needs an even rank")
-        if not isinstance(self.penalty, int | float) or self.penalty < 0:
+        if odd and self._start == "pairs":
+            raise ValueError(
+                f"HRA(rank={self.rank}, init={self.init!r}): needs an even rank"
+            )
+        if not isinstance(self.penalty, int | float) or not self.penalty >= 0:
             raise ValueError(f"HRA(penalty={self.penalty!r}): expected a number >= 0")
         if self.eps < 0 or (self.init == "small" and self.eps == 0):
             raise ValueError(
@@ -108,7 +114,7 @@ class HRA(Method):
     @property
     def _start(self) -> str:
         if self.init != "auto":
-            return str(self.init)
+            return str(self.init).removesuffix("_hf")
         if self.eps > 0:
             return "small"
         paired = self.orthogonal == "none" and self.rank % 2 == 0
@@ -130,6 +136,8 @@ class HRA(Method):
             bound = sqrt(2 / r)
             half = jax.random.uniform(key, (width, r // 2), minval=-bound, maxval=bound)
             return {"u": jnp.repeat(half, 2, axis=1)}
+        if self._start == "identity":
+            return {"u": jnp.eye(width, r)}
         small = self._start == "small"
         bound = sqrt(6 / (r * (1 + self.eps**-2))) if small else 1 / sqrt(r)
         return {"u": jax.random.uniform(key, (width, r), minval=-bound, maxval=bound)}
@@ -139,15 +147,13 @@ class HRA(Method):
         v = p["u"].astype(jnp.float32)
         if self.orthogonal == "gram_schmidt":
             return _orthonormal(v)
-        squares = jnp.sum(v * v, axis=0) + self.eps
-        # A column of zeros, which pads a lower rank, reflects nothing.
-        return v / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+        return _unit(v, self.eps)
 
     def _penalty(self, p) -> jax.Array | float:
         if self.penalty == 0:
             return 0.0
         v = p["u"].astype(jnp.float32)
-        u = v / jnp.linalg.norm(v, axis=0)
+        u = _unit(v)
         squared = jnp.sum((jnp.eye(self.rank) - u.T @ u) ** 2)
         # The root has no gradient at 0, which orthonormal columns reach.
         tiny = jnp.finfo(jnp.float32).eps ** 2
@@ -192,6 +198,12 @@ class HRA(Method):
             return kernel - 2 * u @ rows
         inverse = 0.5 * jnp.eye(u.shape[1]) - jnp.triu(u.T @ u)
         return kernel + u @ solve_triangular(inverse, rows, lower=False)
+
+
+def _unit(v: jax.Array, eps: float = 0.0) -> jax.Array:
+    """Return unit columns; one of zeros, which pads a lower rank, stays as it is."""
+    squares = jnp.sum(v * v, axis=0) + eps
+    return v / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
 
 
 def _substitute(gram: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ arXiv 2404.19245.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -24,8 +24,9 @@ class HydraLoRA(Method):
     """`y = x K + b + s Σ_i g_i (x A) B_i`, `g = softmax(x W_g)`, `s = alpha / r`.
 
     Parameters: `a [in, r]`, `b [N, r, out]`, `router [in, N]` (`[r, N]` for
-    `router_input="lowrank"`); float32. A and router start uniform on `±1/sqrt(in)`, the
-    heads at zero: the router must be random, lest the heads stay equal.
+    `router_input="lowrank"`); float32. A and router start uniform on ±1 over the root
+    of their first axis, the heads at zero: the router must be random, lest the heads
+    stay equal.
 
     The sum over heads is one matmul, `(g ⊗ x A) @ [B_1; …; B_N]`. Every head works on
     every token, there is no balance loss. The paper's Eq. 3 has no s; the released code
@@ -38,8 +39,8 @@ class HydraLoRA(Method):
 
     Attributes:
         rank: r.
-        alpha: numerator of the scale.
         heads: N; `choose_heads` suggests one.
+        alpha: numerator of the scale.
         dropout: probability of dropping an entry of the input of A; the router's input
             is never dropped.
         dropout_per_head: draw a mask for each head, as the released code does, at the
@@ -56,11 +57,10 @@ class HydraLoRA(Method):
 
     float32: ClassVar[tuple[str, ...]] = ("router",)
     gated: ClassVar[bool] = True
-    gated: ClassVar[bool] = True
 
     rank: int
-    alpha: float
     heads: int = 3
+    alpha: float = field(kw_only=True)
     dropout: float = 0.0
     dropout_per_head: bool = False
     router_input: Literal["input", "lowrank"] = "input"
@@ -151,6 +151,9 @@ def choose_heads(texts: Sequence[str], max_heads: int = 15, seed: int = 0) -> He
     words, for single sentences share too few words to tell tasks apart; ten starts of
     k-means, for fewer leave the curve rough; as elbow the break of the two joined line
     segments that fit the curve best.
+
+    The answer is never 1, and with less than some hundred texts of each task it may be
+    off by more than one.
 
     Args:
         texts: training texts, one for each example.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core.method import Layer, Method, check_rank, dropout
+from peftjax.methods.settings import check_count, check_dropout
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class LoRA(Method):
     alpha: float
     rs: bool = False
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count(self, "rank")
+        check_dropout(self)
 
     @property
     def scale(self) -> float:

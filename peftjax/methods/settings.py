@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +20,22 @@ def check_choice(method: Method, name: str, allowed: tuple[str, ...]) -> None:
 
 
 def check_count(method: Method, *names: str) -> None:
-    """Raise ValueError unless the settings are integers of at least 1."""
+    """Make the settings plain integers; raise ValueError unless they are at least 1."""
     for name in names:
         found = getattr(method, name)
-        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        object.__setattr__(method, name, count(found))
+        if not getattr(method, name):
             raise ValueError(
                 f"{type(method).__name__}({name}={found!r}): expected an integer >= 1"
             )
+
+
+def count(found: Any) -> int:
+    """Return an integer of at least 1 as a plain one; 0 for anything else."""
+    try:
+        return 0 if isinstance(found, bool) else max(operator.index(found), 0)
+    except TypeError:
+        return 0
 
 
 def check_dropout(method: Method, name: str = "dropout") -> None:

@@ -61,4 +61,6 @@ def to_glora(peft: Peft, adapters: Adapters) -> Subnet:
             rules[re.escape(site.path)], fixed[site.path] = method, dict(p)
     if not rules:
         raise ValueError("every structure is all none: nothing is left to adapt")
+    if any(method.shared for method in rules.values()):
+        fixed[""] = dict(adapters[""])
     return Subnet(rules, fixed)

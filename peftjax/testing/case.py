@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod, sqrt
 from typing import Any
 
@@ -19,7 +19,7 @@ from peftjax.core.method import Layer, Method
 from peftjax.core.nnx import from_nnx
 from peftjax.core.peft import Peft
 from peftjax.core.site import Adapters
-from peftjax.core.substitute import params
+from peftjax.core.substitute import constant, params
 from peftjax.testing.model import VOCAB, WIDTH, Everything, NnxEverything
 
 DENSE = r"(attention/\w+|remat/fc\d|scanned/fc\d|head)/kernel"
@@ -118,7 +118,8 @@ class Case:
             return self.apply_fn(peft.merge(variables, adapters, gates), *inputs)
 
         def gated(adapters: Adapters) -> jax.Array:
-            given = {s.path: params(s, adapters, "uniform") for s in peft.sites}
+            gates = constant(peft.sites, "uniform")
+            given = {s.path: params(s, adapters, gates) for s in peft.sites}
             return adapted(given)
 
         def both(run: Callable[..., jax.Array]) -> tuple[jax.Array, Adapters]:
@@ -157,10 +158,15 @@ class Case:
 
 def linen_case(method: Method, dtype: Any = jnp.float32) -> Case:
     """Return a method on the Linen model."""
-    model = Everything(dtype)
-    inputs = _inputs(dtype)
+    return Case(method, dtype, *_linen(jnp.dtype(dtype)))
+
+
+@cache
+def _linen(dtype: Any) -> tuple[Callable[..., Any], Any, tuple[jax.Array, jax.Array]]:
+    """Return the model's function, its variables and its arguments."""
+    model, inputs = Everything(dtype), _inputs(dtype)
     variables = jax.jit(model.init)(jax.random.key(0), *inputs)
-    return Case(method, dtype, model.apply, _with_biases(variables), inputs)
+    return model.apply, _with_biases(variables), inputs
 
 
 def nnx_case(method: Method) -> Case:

@@ -16,7 +16,7 @@ from flax import nnx
 from peftjax.core.affine import NotMergeable
 from peftjax.core.nnx import to_nnx
 from peftjax.core.site import Adapters
-from peftjax.core.substitute import params
+from peftjax.core.substitute import constant, params
 from peftjax.testing.case import (
     CONV,
     DENSE,
@@ -75,7 +75,10 @@ def refusals(case: Case) -> None:
 
 def fast(case: Case) -> None:
     """No site forms a merged weight, those that cannot be merged included."""
-    for peft in (case.peft, case.adapt(*case.patterns(mergeable=False))):
+    plans, every = [case.peft], case.patterns(mergeable=False)
+    if every != case.patterns(mergeable=True):
+        plans.append(case.adapt(*every))
+    for peft in plans:
         slow = [f"{site.path}: {site.reason}" for site in peft.sites if not site.fast]
         assert not slow, f"fast: these sites fall back to merging: {slow}"
 
@@ -146,7 +149,7 @@ def deterministic(case: Case) -> None:
     arguments = case.variables, case.fresh, case.perturbed
     first, again = case.results["perturbed"][0], case.run(*arguments)["perturbed"][0]
     assert np.array_equal(first, again), "deterministic: two runs without a key differ"
-    if getattr(case.method, "dropout", 0.0) > 0:
+    if np.any(np.greater(getattr(case.method, "dropout", 0.0), 0.0)):
         run = jax.jit(case.peft.apply)
         key = jax.random.key(7)
         random = run(case.variables, case.perturbed, *case.inputs, adapter_key=key)
@@ -170,19 +173,19 @@ def saved(case: Case) -> None:
 def in_bfloat16(case: Case) -> None:
     """With a bfloat16 base the merged model still agrees within bfloat16 rounding."""
     half = linen_case(case.method, jnp.bfloat16)
-    _agree("in_bfloat16", half)
+    _agree("in_bfloat16", half, case.perturbed)
 
 
 def on_nnx(case: Case) -> None:
     """On an NNX module, adapted equals merged, put back into the module."""
     other = nnx_case(case.method)
-    merged, expected = _agree("on_nnx", other)
+    merged, expected = _agree("on_nnx", other, other.perturbed)
     module = to_nnx(nnx_model(), merged)
     run = nnx.jit(lambda module, *inputs: module(*inputs))
     _close("on_nnx: module", run(module, *other.inputs), expected, other.bound)
 
 
-def _agree(what: str, case: Case) -> tuple[Any, jax.Array]:
+def _agree(what: str, case: Case, adapters: Adapters) -> tuple[Any, jax.Array]:
     """Compare the two paths; return the merged variables and their output."""
     gates = None if case.affine else "uniform"
 
@@ -190,11 +193,12 @@ def _agree(what: str, case: Case) -> tuple[Any, jax.Array]:
         given = adapters
         if not case.affine:
             sites = case.peft.sites
-            given = {site.path: params(site, adapters, gates) for site in sites}
+            fixed = constant(sites, gates)
+            given = {site.path: params(site, adapters, fixed) for site in sites}
         merged = case.peft.merge(variables, adapters, gates)
         adapted = case.peft.apply(variables, given, *case.inputs)
         return adapted, merged, case.apply_fn(merged, *case.inputs)
 
-    found, merged, expected = jax.jit(run)(case.variables, case.perturbed)
+    found, merged, expected = jax.jit(run)(case.variables, adapters)
     _close(what, found, expected, case.bound)
     return merged, expected

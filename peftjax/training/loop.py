@@ -20,7 +20,15 @@ from peftjax.training.step import Step
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss or the gradient became infinite or not a number."""
+    """The loss or the gradient became infinite or not a number.
+
+    Attributes:
+        what: step, loss and gradient norm.
+    """
+
+    def __init__(self, what: str, advice: str = ""):
+        super().__init__(what + advice)
+        self.what = what
 
 
 def train(
@@ -164,6 +172,7 @@ class _Log:
         good = "none was saved" if latest is None else self._checkpoints.path(latest)
         raise NonFiniteLoss(
             f"step {number}: loss {values['loss'][at]}, gradient norm "
-            f"{values['grad_norm'][at]}; last good checkpoint: {good}. Look at the "
-            "batch of that step, lower the learning rate, or clip the gradient"
+            f"{values['grad_norm'][at]}",
+            f"; last good checkpoint: {good}. Look at the batch of that step, lower "
+            "the learning rate, or clip the gradient",
         )

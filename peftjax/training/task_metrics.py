@@ -106,6 +106,23 @@ GLUE: dict[str, dict[str, Metric]] = {
     "rte": {"accuracy": accuracy},
     "wnli": {"accuracy": accuracy},
 }
+AVERAGED = ("mrpc", "qqp", "stsb")
+
+
+def glue_names(task: str, split: str) -> tuple[str, ...]:
+    """Return the names of what `glue` returns, the one most often reported first.
+
+    Raises:
+        ValueError: unknown task.
+
+    >>> glue_names("mnli", "validation_mismatched"), glue_names("mrpc", "validation")
+    (('accuracy_mismatched',), ('accuracy', 'f1', 'mean'))
+    """
+    if task not in GLUE:
+        raise unknown("GLUE task", task, GLUE)
+    names = [*GLUE[task], "mean"] if task in AVERAGED else GLUE[task]
+    _, _, part = split.partition("_")
+    return tuple(f"{name}_{part}" if part else name for name in names)
 
 
 def glue(
@@ -130,8 +147,7 @@ def glue(
     >>> glue("mnli", "validation_matched", np.array([0, 1, 0]), logits)
     {'accuracy_matched': 0.6666666666666666}
     """
-    if task not in GLUE:
-        raise unknown("GLUE task", task, GLUE)
+    names = glue_names(task, split)
     labels, outputs = np.asarray(labels), np.asarray(outputs)
     scores = task == "stsb"
     expected = [1, 2] if scores else [2]
@@ -145,11 +161,8 @@ def glue(
     if len(labels) and np.all(labels == -1):
         raise ValueError(f"glue/{task}: the labels of {split} are withheld")
     predicted = outputs.reshape(-1) if scores else outputs.argmax(axis=-1)
-    values = {name: f(labels, predicted) for name, f in GLUE[task].items()}
-    if task in ("mrpc", "qqp", "stsb"):
-        values["mean"] = sum(values.values()) / 2
-    _, _, part = split.partition("_")
-    return {f"{name}_{part}" if part else name: x for name, x in values.items()}
+    values = [metric(labels, predicted) for metric in GLUE[task].values()]
+    return dict(zip(names, [*values, sum(values) / len(values)]))
 
 
 def _quiet(
