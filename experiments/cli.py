@@ -32,6 +32,9 @@ EXPECTED = (
 )
 
 
+CHOICES = ("task", "method", "seed")  # the other settings follow from them
+
+
 def define_config() -> flags.FlagHolder:
     """Define `--config FILE[:ARGUMENT]` and `--config.KEY=VALUE`."""
     return config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENT]")
@@ -50,6 +53,19 @@ def configured(**choices: Any) -> ConfigDict:
     config = _module(file).get_config(argument)
     config.update_from_flattened_dict(config_flags.get_override_values(flag))
     return config
+
+
+def variant() -> str:
+    """Return what the command line says of the settings: `"start=fresh, optim.lr=0.1"`.
+
+    Task, method, seed and paths are left out.
+    """
+    flag = flags.FLAGS["config"]
+    _, _, given = config_flags.get_config_filename(flag).partition(":")
+    pairs = [part.split("=", 1) for part in sorted(given.split(",")) if "=" in part]
+    pairs += sorted(config_flags.get_override_values(flag).items())
+    told = [f"{k}={x}" for k, x in pairs if k not in CHOICES and k[:6] != "paths."]
+    return ", ".join(told)
 
 
 @functools.cache
@@ -84,9 +100,13 @@ def run(main: Callable[[], Any]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    argv = [_underscored(argument) for argument in argv]
     try:
         rest = flags.FLAGS(argv)
         _ = flags.FLAGS["config"].value.name  # a missing file shows here
+        for key in config_flags.get_override_values(flags.FLAGS["config"]):
+            if key in CHOICES:
+                sys.exit(f"--config.{key}: give it as --config FILE:{key}=...")
     except (flags.Error, OSError) as error:
         # ml_collections puts a traceback above the message of `get_config`.
         sys.exit(str(error).strip().splitlines()[-1].strip())
@@ -98,6 +118,14 @@ def _parse(argv: list[str]) -> list[str]:
                 _check_key(config, key.split("."))
         raise
     return rest
+
+
+def _underscored(argument: str) -> str:
+    """Return `--dry_run` for `--dry-run`: flags are known by both names."""
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or name.startswith("--config"):
+        return argument
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _argument(argv: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,13 +13,13 @@ import peftjax as pj
 from experiments.benchmarks.measure import bound, forward, interleave, ratio
 from peftjax.hub.tensors import save_tree
 
+HEAD = "(head|classifier|pooler)/.*"
 
-def size(peft: pj.Peft, head: str = "(head|classifier|pooler)/.*") -> dict[str, Any]:
+
+def size(peft: pj.Peft) -> dict[str, Any]:
     """Return the trainable parameters, with and without the head's, and their share."""
-    import re
-
     trainable = sum(site.trainable for site in peft.sites)
-    heads = sum(x.trainable for x in peft.sites if re.fullmatch(head, x.path))
+    heads = sum(x.trainable for x in peft.sites if re.fullmatch(HEAD, x.path))
     total = sum(leaf.size for leaf in peft.leaves.avals)
     return {
         "trainable": trainable,

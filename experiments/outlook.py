@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments import tasks
+from experiments.costs import HEAD
 from experiments.optimizer import optimizer, schedule
 from experiments.published import Numbers
 from experiments.records import digest, write_json
@@ -23,7 +24,6 @@ from experiments.tasks.task import Outline
 from peftjax.core.paths import flatten
 from peftjax.data.pipeline import steps_per_epoch
 
-HEAD = "(head|classifier|pooler)/.*"
 FILE = "dry_run.json"
 
 

@@ -56,7 +56,7 @@ def pretrained(
     """
     init = functools.partial(model.init, jax.random.key(config.pretrain.seed))
     abstract = jax.eval_shape(init, *example)
-    key = digest(config.model, config.pretrain)
+    key = digest(config.model, config.pretrain, config.data)
     file = Path(config.paths.cache) / f"{config.name}-base-{key}.safetensors"
     with alone(file):
         if not file.exists():

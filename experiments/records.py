@@ -18,6 +18,10 @@ from peftjax.core.method import Method
 from peftjax.hub.describe import describe
 from peftjax.hub.tensors import replacing
 
+# What names a run, or says where it lies, and does not change its outcome.
+NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid")
+# Of the paths, those that do: other weights.
+WEIGHTS = ("model", "package", "start")
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "grain")
 
 
@@ -30,6 +34,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return value
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """Return what decides a run's outcome, besides its task, method and seed."""
+    own = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
+    weights = {key: config.paths[key] for key in WEIGHTS if config.paths.get(key)}
+    return {**own, "weights": weights} if weights else own
 
 
 def digest(*parts: Any) -> str:

@@ -19,9 +19,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli
+from experiments.claims import alone
 from experiments.finetune import Run
-from experiments.records import digest
-from experiments.table import NOT_SETTINGS
+from experiments.records import digest, settings
+from peftjax.hub.tensors import replacing
+from peftjax.training.metrics import read_metrics
 
 
 def score(config: ConfigDict) -> float:
@@ -36,6 +38,22 @@ def score(config: ConfigDict) -> float:
     return run.score(adapters, run.data.validation)[run.outline.metric]
 
 
+def read(file: Path) -> dict[str, Any]:
+    """Return the lines of the file by their key; a last one cut short is left out."""
+    lines = read_metrics(file) if file.exists() else []
+    return {line["key"]: line for line in lines}
+
+
+def add(file: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Write one more line, beside other processes; return all by their key."""
+    with alone(file):
+        lines = {**read(file), found["key"]: found}
+        text = "".join(json.dumps(line) + "\n" for line in lines.values())
+        with replacing(file) as new:
+            new.write_text(text)
+    return lines
+
+
 def line(method: str, lr: float, scores: list[float]) -> str:
     """Return what is printed of one learning rate."""
     spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
@@ -45,27 +63,18 @@ def line(method: str, lr: float, scores: list[float]) -> str:
 def main() -> None:
     config = CONFIG.value
     file = Path(WORKDIR.value or f"runs/{config.name}") / "sweep.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = file.read_text().splitlines() if file.exists() else []
-    known: dict[str, Any] = {one["key"]: one for one in map(json.loads, lines)}
+    known = read(file)
     for method in METHODS.value or config.table.methods:
         for lr in map(float, GRID.value or config.grid):
             scores = []
             for seed in range(100, 100 + SEEDS.value):
                 one = cli.configured(task=config.task, method=method, seed=seed)
                 one.optim.lr = lr
-                settings = {k: v for k, v in one.items() if k not in NOT_SETTINGS}
-                key = digest(settings, one.task, seed)
+                key = digest(settings(one), one.task, seed)
                 if key not in known:
                     choice = {"task": one.task, "method": method, "lr": lr}
-                    known[key] = {
-                        "key": key,
-                        **choice,
-                        "seed": seed,
-                        "score": score(one),
-                    }
-                    with file.open("a") as stream:
-                        stream.write(json.dumps(known[key]) + "\n")
+                    found = {**choice, "seed": seed, "score": score(one)}
+                    known = add(file, {"key": key, **found})
                 scores.append(known[key]["score"])
             print(line(method, lr, scores), flush=True)
 

@@ -7,7 +7,7 @@ Finished runs are skipped, interrupted ones continued; `--force` repeats all. An
 of processes may share one `--workdir`: each run is done by one of them, and the run of
 a process that died is continued by another. Each run has a folder
 `WORKDIR/TASK/METHOD-SETTINGS/seedN`, where SETTINGS is a hash: a changed configuration
-starts runs of its own. `--dry_run` builds everything but reads no weights and no data,
+starts runs of its own. `--dry-run` builds everything but reads no weights and no data,
 and compares the trainable parameters with the published counts.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from absl import flags
@@ -23,23 +24,32 @@ from ml_collections import ConfigDict
 from experiments import cli, finetune, outlook, report
 from experiments.arguments import known
 from experiments.claims import alone, claim
-from experiments.records import digest, plain, write_json
-from experiments.report.runs import PLAN, REMEDY, document
+from experiments.records import digest, plain, settings, write_json
+from experiments.report.runs import PLAN, REMEDY, RESULT, document
 
 POLL_SECONDS = 5.0
-# What names a run, or says where it lies, and does not change its outcome.
-NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid")
 
 
 def folder(workdir: Path, config: ConfigDict) -> Path:
     """Return the folder of one run."""
-    settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
-    place = f"{config.method}-{digest(settings)}"
+    place = f"{config.method}-{digest(settings(config))}"
     return workdir / config.task / place / f"seed{config.seed}"
 
 
-def plan(config: ConfigDict, workdir: Path, configs: Sequence[ConfigDict]) -> None:
-    """Record which runs the table is made of; workers of one table add theirs."""
+def plan(
+    config: ConfigDict,
+    workdir: Path,
+    configs: Sequence[ConfigDict],
+    variant: str = "",
+) -> None:
+    """Record which runs the table is made of; workers of one table add theirs.
+
+    Args:
+        config: of the table.
+        workdir: its folder.
+        configs: of the runs.
+        variant: what tells them from runs of other settings.
+    """
     file = workdir / PLAN
     with alone(file):
         earlier = document(file, ("runs",), REMEDY)["runs"] if file.exists() else []
@@ -47,7 +57,8 @@ def plan(config: ConfigDict, workdir: Path, configs: Sequence[ConfigDict]) -> No
         for one in configs:
             place = str(folder(workdir, one).relative_to(workdir))
             keys = ("task", "method", "seed", "selection")
-            runs[place] = {"folder": place, **{key: one[key] for key in keys}}
+            facts = {key: one[key] for key in keys}
+            runs[place] = {"folder": place, **facts, "variant": variant}
         facts = {"name": config.name, "table": plain(config.table)}
         write_json(file, {**facts, "runs": list(runs.values())})
 
@@ -56,12 +67,13 @@ def fill(workdir: Path, configs: Sequence[ConfigDict], *, force: bool = False) -
     """Do every run that nobody has done or is doing; return when all are done."""
     left = list(configs)
     if force:
-        for config in configs:
-            with claim(folder(workdir, config)) as ours:
-                if not ours:
-                    place = folder(workdir, config)
+        places = [folder(workdir, config) for config in configs]
+        with ExitStack() as claims:
+            for place in places:
+                if not claims.enter_context(claim(place)):
                     raise FileExistsError(f"{place}: another process is at this run")
-                finetune.clear(folder(workdir, config))
+            for place in places:
+                finetune.clear(place)
     while left:
         busy = [config for config in left if not _done(workdir, config)]
         if len(busy) == len(left):
@@ -76,7 +88,7 @@ def _done(workdir: Path, config: ConfigDict) -> bool:
     with claim(place) as ours:
         if not ours:
             return False
-        if (place / finetune.RESULT).exists():
+        if (place / RESULT).exists():
             print(f"{name}: finished before", flush=True)
             return True
         result = finetune.run(config, place, resume=True)
@@ -84,7 +96,9 @@ def _done(workdir: Path, config: ConfigDict) -> bool:
         print(f"{name}: FAILED: {result['error']}", flush=True)
         return True
     value = result["scores"][result["metric"]]
-    print(f"{name}: {result['metric']} {value:.4f} ({result['seconds']:.1f} s)")
+    seconds = result.get("seconds")
+    time_taken = f" ({seconds:.1f} s)" if seconds else ""
+    print(f"{name}: {result['metric']} {value:.4f}{time_taken}", flush=True)
     return True
 
 
@@ -103,7 +117,7 @@ def main() -> None:
     if DRY_RUN.value:
         outlook.show(configs, Path(WORKDIR.value) if WORKDIR.value else None)
         return
-    plan(config, workdir, configs)
+    plan(config, workdir, configs, cli.variant())
     fill(workdir, configs, force=FORCE.value)
     report.write(workdir)
     print(f"{time.perf_counter() - start:.0f} s")

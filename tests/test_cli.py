@@ -102,3 +102,16 @@ new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 print(*new - {{"peftjax"}} - sys.stdlib_module_names)
 """
     assert set(python(code).split()) <= {"flax", "jax", "jaxlib", "numpy"}
+
+
+@pytest.mark.parametrize("key", ["task", "method", "seed"])
+def test_what_other_settings_follow_from_is_chosen_with_the_file(key):
+    message = refused(CONFIG, f"--config.{key}=1")
+    assert f"--config FILE:{key}=" in message
+
+
+def test_flags_are_known_by_both_names():
+    assert cli._underscored("--dry-run") == "--dry_run"
+    assert cli._underscored("--work-dir=a-b") == "--work_dir=a-b"
+    for same in ("--config=configs/a-b.py", "a-b", "-n"):
+        assert cli._underscored(same) == same

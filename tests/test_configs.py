@@ -18,7 +18,7 @@ from experiments import finetune, tasks
 from experiments.arguments import UnknownName
 from experiments.hparams import line
 from experiments.optimizer import optimizer, schedule
-from experiments.published import FOLDER
+from experiments.published import FOLDER, Numbers
 from peftjax.data import vtab
 from peftjax.hub import files
 from peftjax.hub.tensors import AdapterFileError
@@ -50,6 +50,28 @@ def test_hydra_on_glue_is_the_published_recipe(row):
     method = first_method(config)
     assert (method.rank, method.seq_rank) == (4, 8) and not method.branch_bias
     assert config.start_from == ("mnli" if "mnli" in row["start_from"] else "")
+
+
+@pytest.mark.parametrize("name", [ROBERTA, DEBERTA, "glue.minilm"])
+def test_the_metric_of_each_glue_task_is_one_of_its_scores(name):
+    for task in get(name).table.all_tasks:
+        outline = tasks.glue.outline(tiny(name, f"task={task}"))
+        logits = np.eye(3)[:, : 1 if task == "stsb" else 2]
+        assert outline.metric in outline.score(np.array([0, 1, 1]), logits)
+    config = tiny(name, "task=cola")
+    config.metric = "accuracyy"
+    with pytest.raises(UnknownName, match="did you mean accuracy"):
+        tasks.glue.outline(config)
+
+
+def test_paired_tasks_of_hra_are_compared_in_the_chosen_metric():
+    for metric, compared in (("accuracy", "lora"), ("mean", "hra0")):
+        config = get(DEBERTA, f"task=mrpc,metric={metric}")
+        numbers = Numbers.of(config.table)
+        assert config.metric == metric
+        assert numbers.score(compared, "mrpc")
+        assert not numbers.score("hra0" if compared == "lora" else "lora", "mrpc")
+        assert get(DEBERTA, f"task=rte,metric={metric}").metric == "accuracy"
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,9 @@ def test_a_changed_configuration_is_another_run(job):
     changed = configs[0].copy_and_resolve_references()
     changed.table.seeds, changed.paths.cache = (0, 1, 2, 3), "elsewhere"
     assert table.folder(folder, changed) == table.folder(folder, configs[0])
+    with changed.unlocked():
+        changed.paths.model = "other/weights"
+    assert table.folder(folder, changed) != table.folder(folder, configs[0])
 
 
 @pytest.mark.parametrize(
@@ -181,8 +184,39 @@ def test_a_sweep_looks_at_the_held_out_examples_only(job, monkeypatch):
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path, job):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     (tmp_path / "checkpoints" / "3" / "SHA256SUMS").write_text("")
-    with pytest.raises(FileExistsError, match="resume it"):
+    with pytest.raises(FileExistsError, match="--resume"):
         finetune.run(job[0][0], tmp_path)
+
+
+def test_a_finished_run_is_returned_and_not_done_again(job, monkeypatch):
+    configs, folder = job
+    monkeypatch.setattr(finetune, "Run", None)
+    place = table.folder(folder, configs[0])
+    with pytest.raises(FileExistsError, match="--resume"):
+        finetune.run(configs[0], place)
+    assert finetune.run(configs[0], place, resume=True) == result(folder, configs[0])
+    changed = configs[0].copy_and_resolve_references()
+    changed.optim.lr *= 2
+    message = r"other settings(.|\n)*optim.lr: expected 0.02, found 0.01"
+    with pytest.raises(FileExistsError, match=message):
+        finetune.run(changed, place, resume=True)
+
+
+def test_a_score_that_is_not_finite_is_never_the_best(job, tmp_path, monkeypatch):
+    config = small(job[1] / "cache", "method=lora", measure=False)
+    config.selection = "best_on_validation"
+    scores = iter([float("nan"), 0.25, 0.5])
+    monkeypatch.setattr(digits, "score", lambda *_: {"accuracy": next(scores)})
+    assert finetune.run(config, tmp_path)["selected_step"] == 38
+
+
+def test_a_sweep_that_was_cut_off_goes_on(tmp_path):
+    file = tmp_path / "sweep.jsonl"
+    sweep.add(file, {"key": "1", "score": 0.5})
+    file.write_text(file.read_text() + '{"key": "2", "sc')
+    assert set(sweep.read(file)) == {"1"}
+    assert set(sweep.add(file, {"key": "3", "score": 0.5})) == {"1", "3"}
+    assert len(file.read_text().splitlines()) == 2
 
 
 def test_the_best_epoch_is_kept_and_reported(job, tmp_path, monkeypatch):

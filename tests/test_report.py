@@ -1,6 +1,7 @@
 """The table of a folder of runs, from result files written by hand."""
 
 import csv
+import json
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,23 @@ def test_several_settings_of_a_method_are_rows(tmp_path):
     labels = ["lora (a1b2c3d4e5)", "lora (ffffffffff)", "hra"]
     assert [row["label"] for row in document["rows"]] == labels
     assert [row["a"] for row in cells(tmp_path)] == ["50.0", "60.0", "90.0"]
+
+
+def test_settings_are_told_apart_on_all_tasks_by_what_the_command_line_said(tmp_path):
+    """Two learning rates on two tasks, whose settings differ anyway: two rows."""
+    hashes = {("a", "lora", 0): "1", ("a", "lora", 1): "2"}
+    hashes |= {("b", "lora", 0): "3", ("b", "lora", 1): "4"}
+    runs = [result(t, "lora", s, 0.5 + s / 10) for t in "ab" for s in (0, 1)]
+    workdir = fill(tmp_path, runs, hashes=hashes)
+    plan = json.loads((workdir / "plan.json").read_text())
+    for run in plan["runs"]:
+        run["variant"] = f"optim.lr={run['seed'] + 1}"
+    (workdir / "plan.json").write_text(json.dumps(plan))
+    rows = written(workdir)["rows"]
+    labels = [row["label"] for row in rows]
+    assert labels == ["lora (optim.lr=1)", "lora (optim.lr=2)"]
+    means = [row["scores"]["average"]["mean"] for row in rows]
+    assert means == pytest.approx([50.0, 60.0])
 
 
 def test_settings_that_differ_between_tasks_are_one_row(tmp_path):

@@ -47,7 +47,7 @@ def worker(folder, *options, **changes):
 
 
 def results(folder):
-    """Return the scores by run, and every file of the report that has no date."""
+    """Return the scores by run."""
     found = {
         str(file.parent.relative_to(folder)): json.loads(file.read_text())["scores"]
         for file in folder.glob("*/*/*/result.json")
@@ -165,6 +165,17 @@ def test_a_full_disk_leaves_no_half_result(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_json(file, {"scores": 2})
     assert file.read_text() == before and list(tmp_path.iterdir()) == [file]
+    monkeypatch.undo()
+    script = (
+        "import resource, sys, numpy as np\n"
+        "from peftjax.hub.tensors import save_tree\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try:\n    save_tree(sys.argv[1], {'x': np.zeros(5000)})\n"
+        "except OSError as error:\n    print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "x.safetensors")]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "x.safetensors" in told.stdout and list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """GLUE by RoBERTa-base: the recipe of Hydra's paper (arXiv 2309.06922).
 
-`python -m experiments.table --config configs/glue/roberta_base.py --dry_run`
+`python -m experiments.table --config configs/glue/roberta_base.py --dry-run`
 
 Weights: `--config.paths.model=FOLDER`. Data: `--config.paths.data` is TFDS's folder
 (`experiments.prepare_data glue`).
@@ -30,7 +30,7 @@ from experiments.hparams import line, lines
 from peftjax import presets
 
 EVERY = ("query", "key", "value", "output", "up", "down")
-METRICS = {"cola": "matthews", "stsb": "pearson"}
+METRICS = {"cola": "matthews", "mnli": "accuracy_matched", "stsb": "pearson"}
 TASKS = tuple(row["task"] for row in lines("hydra_glue"))
 BUCKETS = (32, 64, 128, 256, 512)
 OTHERS = {
@@ -135,7 +135,6 @@ def get_config(arg: str = "") -> ConfigDict:
                 "warmup": float(row["warmup_ratio"]),
                 "clip": 1.0,
             },
-            "measure": False,
             "paths": {"cache": ".cache", "data": "data", "model": "", "start": ""},
             "grid": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
             "table": {

@@ -119,7 +119,6 @@ def get_config(arg: str = "") -> ConfigDict:
                 "weight_decay": 1e-4,
                 "warmup": 0.1,
             },
-            "measure": False,
             "paths": {"cache": ".cache", "data": "data", "model": ""},
             "grid": (1e-3, 3e-3, 1e-2, 3e-2),
             "table": {

@@ -1,6 +1,6 @@
 """VTAB-1k by a ViT-B/16 of ImageNet-21k: the recipes of Hydra, GLoRA and SSF.
 
-`python -m experiments.table --config configs/vtab/vit_b16.py --dry_run`
+`python -m experiments.table --config configs/vtab/vit_b16.py --dry-run`
 
 Weights: the first release's `ViT-B_16.npz`, by `--config.paths.model=FILE`. Data:
 `--config.paths.data` is TFDS's folder (`experiments.prepare_data vtab`).
@@ -225,7 +225,6 @@ def get_config(arg: str = "") -> ConfigDict:
                 "start": own.get("start", 1e-6),
                 "floor": own.get("floor", 1e-5),
             },
-            "measure": False,
             "paths": {"cache": ".cache", "data": "data", "model": ""},
             "grid": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
             "table": {

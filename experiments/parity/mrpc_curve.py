@@ -2,10 +2,11 @@
 
 `python -m experiments.parity.mrpc_curve --data DIR --peer PYTHON`
 
-The run is the table's (`configs/glue/minilm.py`) with a schedule of 50 steps, without
-dropout, in float32. `PYTHON` has torch, transformers and the torch library of adapters;
-it runs `mrpc_torch.py`, which gets the pretrained weights, the first LoRA factors and
-head as an adapter in that library's format, and the batches in order. Model, gradient,
+Model, placement and data are the table's (`configs/glue/minilm.py`), with a rate and a
+schedule of 50 steps of its own, batches of mixed lengths, without dropout, in float32.
+`PYTHON` has torch, transformers and the torch library of adapters; it runs
+`mrpc_torch.py`, which gets the pretrained weights, the first LoRA factors and head as
+an adapter in that library's format, and the batches in order. Model, gradient,
 clipping, schedule and AdamW are those of its own libraries.
 """
 
@@ -43,7 +44,7 @@ Adapters = Mapping[str, Mapping[str, Any]]
 
 
 def setting(data: str, model: str = "", cache: str = ".cache") -> ConfigDict:
-    """Return the table's run of LoRA on MRPC, shortened and without dropout."""
+    """Return the settings of the 50 steps."""
     config = get_config("task=mrpc,method=lora,seed=0")
     config.name = "mrpc_curve"
     config.model.settings.classifier_dropout = 0.0

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.claims import alone
 from experiments.records import write_json
 from experiments.report import caption, formats, latex, plot
 from experiments.report.rows import table
+from experiments.report.runs import PLAN, read
 from experiments.report.runs import DamagedFile as DamagedFile
-from experiments.report.runs import read
 from peftjax.hub.tensors import replacing
 
 
@@ -26,6 +27,13 @@ def write(workdir: Path) -> None:
         DamagedFile: a file is no JSON, or lacks what the table is made of.
         UnknownName: of a published number, in the table's configuration.
     """
+    if not (workdir / PLAN).is_file():
+        read(workdir)  # raises, and leaves no lock file in a folder of something else
+    with alone(workdir / PLAN):  # no older table replaces a newer one
+        _write(workdir)
+
+
+def _write(workdir: Path) -> None:
     plan, runs = read(workdir)
     found = table(plan["name"], runs, plan["table"])
     text = caption.Caption.of(found)

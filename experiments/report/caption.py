@@ -15,7 +15,7 @@ CHOSEN = {
     "best_on_test": "at the best epoch on the split reported",
 }
 COSTS = {
-    "seconds": "Seconds: mean of a run, compilation and evaluation included.",
+    "seconds": "Seconds: mean of the runs, compilation and evaluation included.",
     "step_over_bound": (
         "Step / bound: one training step, optimizer included, relative to the frozen "
         "model's forward and input gradient, timed in turn."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ class Row:
     """One method, with one setting per task.
 
     Attributes:
-        label: the method, and its settings' hash where the plan has several.
+        label: the method; where the plan has several settings of it, also what the
+            command line said of them, or their hash where that does not tell them
+            apart.
         method: its name.
         runs: all that were planned, by task and seed.
         scores: by task, and `AVERAGE` where there are several tasks.
@@ -81,13 +83,13 @@ def table(name: str, runs: Sequence[Run], settings: Mapping[str, Any]) -> Table:
     if groups and (left := [task for task in tasks if task not in groups]):
         raise UnknownName(f"{name}: table.groups has no group for {', '.join(left)}")
     complete = set(tasks) == set(settings.get("all_tasks", ()))
-    split = _split(runs)
+    part_of = _parts(runs)
     parts: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        hashed = run.settings if run.method in split else ""
-        parts.setdefault((run.method, hashed), []).append(run)
+        part = part_of[run.method](run)
+        parts.setdefault((run.method, part), []).append(run)
     rows = []
-    for (method, hashed), own in parts.items():
+    for (method, part), own in parts.items():
         scores = {
             task: Score.of(
                 [x for x in own if x.task == task], numbers.score(method, task)
@@ -97,7 +99,7 @@ def table(name: str, runs: Sequence[Run], settings: Mapping[str, Any]) -> Table:
         if len(tasks) > 1:
             public = published_average(numbers, method, scores, groups, complete)
             scores[AVERAGE] = averaged(own, scores, groups, public)
-        label = f"{method} ({hashed})" if hashed else method
+        label = f"{method} ({part})" if part else method
         rows.append(Row(label, method, tuple(own), scores))
     return Table(name, tasks, groups, tuple(rows))
 
@@ -108,9 +110,25 @@ def _order(runs: Iterable[Run], settings: Mapping[str, Any]) -> list[str]:
     return sorted(found, key=[*settings.get("all_tasks", ()), *found].index)
 
 
-def _split(runs: Iterable[Run]) -> set[str]:
-    """Return the methods that have several settings on one task."""
-    settings: dict[tuple[str, str], set[str]] = {}
+def _parts(runs: Sequence[Run]) -> dict[str, Callable[[Run], str]]:
+    """Return, for each method, what tells its settings on one task apart, if several.
+
+    Settings differ between tasks anyway, so that a hash names those of one task only.
+    """
+    tellers: dict[str, Callable[[Run], str]] = {}
+    for method in dict.fromkeys(run.method for run in runs):
+        own = [run for run in runs if run.method == method]
+        tellers[method] = next(
+            teller
+            for teller in (lambda _: "", lambda run: run.variant, lambda x: x.settings)
+            if _tells(own, teller)
+        )
+    return tellers
+
+
+def _tells(runs: Iterable[Run], teller: Callable[[Run], str]) -> bool:
+    """Return whether, on each task, runs that it calls the same have one setting."""
+    found: dict[tuple[str, str], set[str]] = {}
     for run in runs:
-        settings.setdefault((run.method, run.task), set()).add(run.settings)
-    return {method for (method, _), hashes in settings.items() if len(hashes) > 1}
+        found.setdefault((run.task, teller(run)), set()).add(run.settings)
+    return all(len(hashes) == 1 for hashes in found.values())

@@ -18,7 +18,6 @@ OF_FINISHED = (
     "trainable",
     "trainable_without_head",
     "share",
-    "seconds",
     "adapter_bytes",
 )
 
@@ -33,6 +32,7 @@ class Run:
 
     Attributes:
         settings: hash of all settings but task, method and seed.
+        variant: what the command line said of them, `"optim.lr=0.002"` for one.
         result: what it left; empty where it left nothing.
     """
 
@@ -42,6 +42,7 @@ class Run:
     selection: str
     settings: str
     result: Mapping[str, Any]
+    variant: str = ""
 
     @property
     def score(self) -> float | None:
@@ -98,6 +99,7 @@ def _run(workdir: Path, planned: Mapping[str, Any]) -> Run:
             f"{workdir / PLAN}: {planned['folder']} leads out of {workdir}"
         )
     names = {name: planned[name] for name in (*NAMES, "selection")}
+    names["variant"] = planned.get("variant", "")
     settings = place.parent.name.removeprefix(f"{planned['method']}-")
     file = place / RESULT
     if not file.exists():

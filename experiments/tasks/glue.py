@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import peftjax as pj
+from experiments.arguments import known
 from experiments.tasks.task import Data, Outline, held_out, take
 from peftjax.data import glue
 from peftjax.models.bert import Bert
@@ -38,8 +39,9 @@ HELD_OUT = 0.1
 
 def outline(config: ConfigDict) -> Outline:
     task = glue.get_task(config.task)
-    kind, settings = MODELS[config.model.kind]
-    # A score is one more output, so that tasks of two classes share a program.
+    split = task.validation[0]
+    metrics = task_metrics.glue_names(config.task, split)
+    kind, settings = MODELS[known(config.model.kind, MODELS, "model.kind")]
     head = task.classes or "regression"
     tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
     return Outline(
@@ -47,8 +49,8 @@ def outline(config: ConfigDict) -> Outline:
         example=(tokens,) * 3,
         loss=class_loss if task.classes else score_loss,
         outputs=outputs,
-        score=functools.partial(task_metrics.glue, config.task, task.validation[0]),
-        metric=config.metric,
+        score=functools.partial(task_metrics.glue, config.task, split),
+        metric=known(config.metric, ("", *metrics), f"metric of {config.task}"),
         examples=config.data.train_examples or task.sizes["train"],
         note="GLUE development set",
     )
