@@ -23,7 +23,7 @@ Options, after `task=`, `method=` and `seed=` (the paper's seed is 1234):
 * `origin=paper|repository_new|repository_old`: HRA's recipe of the paper's Table 5, or
   of the released scripts since or before 2024-10-28; no two agree.
 * `penalty=1e-6|1e-5`: λ by Table 5, or as Table 2 labels the same scores.
-* `init=pairs|independent`: pairs of reflections, which start at the frozen model, or
+* `start=pairs|independent`: pairs of reflections, which start at the frozen model, or
   the first release's, which do not; the paper's numbers may be of either.
 * `head=released|trained`: the released code freezes pooler and classifier as they are
   drawn where it trains HRA; or they are trained, as in the other methods.
@@ -69,7 +69,7 @@ OTHERS = {
     "bitfit": "bitfit",
     "lora": pj.LoRA(rank=8, alpha=16.0),
     "dora": pj.DoRA(rank=8, alpha=16.0),
-    "hydra": pj.Hydra(rank=4, seq_rank=8, init="kaiming"),
+    "hydra": pj.Hydra(rank=4, seq_rank=8, start="kaiming"),
     "hydralora": pj.HydraLoRA(rank=8, alpha=16.0),
     "glora": pj.GLoRA(rank=8),
 }
@@ -100,7 +100,7 @@ def _recipe(method: str, task: str, origin: str) -> dict:
     return line("hra_glue", task=NAMES[task], **where)
 
 
-def _rules(method: str, penalty: str, init: str, head: str) -> tuple:
+def _rules(method: str, penalty: str, start: str, head: str) -> tuple:
     if not method.startswith("hra"):
         parts = EVERY if method in ("lora", "dora", "hydralora") else None
         rules = presets.rules("deberta", OTHERS[method], parts=parts, head=True)
@@ -108,9 +108,9 @@ def _rules(method: str, penalty: str, init: str, head: str) -> tuple:
         strict = method == "hra_inf"
         adapter = pj.HRA(
             rank=8,
-            orthogonal="gram_schmidt" if strict else "none",
-            penalty=float(penalty) if method == "hra_penalty" else 0.0,
-            init="auto" if strict else init,
+            orthogonal=strict,
+            penalty_weight=float(penalty) if method == "hra_penalty" else 0.0,
+            start="auto" if strict else start,
         )
         rules = presets.rules("deberta", adapter, head=head == "trained")
     pooler = {"pooler/.*": pj.Full()} if "classifier/.*" in rules else {}
@@ -127,14 +127,14 @@ def get_config(arg: str = "") -> ConfigDict:
     Raises:
         UnknownName: an unknown key or name; the nearest valid one is named.
     """
-    task, method, seed, origin, penalty, init, head, selection, metric = parse(
+    task, method, seed, origin, penalty, start, head, selection, metric = parse(
         arg,
         task=list(NAMES),
         method=["hra0", *METHODS],
         seed=["0"],
         origin=ORIGINS,
         penalty=["1e-6", "1e-5"],
-        init=["pairs", "independent"],
+        start=["pairs", "independent"],
         head=["released", "trained"],
         selection=SELECTIONS,
         metric=["accuracy", "mean"],
@@ -151,7 +151,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "method": method,
             "seed": int(seed),
             "selection": selection,
-            "rules": _rules(method, penalty, init, head),
+            "rules": _rules(method, penalty, start, head),
             "metric": metric if task in PAIRED else METRICS.get(task, "accuracy"),
             "model": {
                 "kind": "deberta",

@@ -52,7 +52,7 @@ METHODS = {
     "hydralora": (5e-4, _rules(pj.HydraLoRA(rank=8, alpha=16.0), EVERY)),
     "glora": (2.5e-4, _rules(pj.GLoRA(rank=8))),
     "hra0": (3e-3, _rules(pj.HRA(rank=8))),
-    "hra_inf": (1e-3, _rules(pj.HRA(rank=8, orthogonal="gram_schmidt"))),
+    "hra_inf": (1e-3, _rules(pj.HRA(rank=8, orthogonal=True))),
 }
 
 

@@ -42,7 +42,7 @@ OTHERS = {
     "hydralora": pj.HydraLoRA(rank=8, alpha=16.0),
     "glora": pj.GLoRA(rank=8),
     "hra0": pj.HRA(rank=8),
-    "hra_inf": pj.HRA(rank=8, orthogonal="gram_schmidt"),
+    "hra_inf": pj.HRA(rank=8, orthogonal=True),
 }
 METHODS = (*OTHERS, "hydra")
 RATES = {"full": 2e-5, "linear": 1e-3, "bitfit": 1e-3, "hra0": 3e-3, "hra_inf": 3e-3}
@@ -61,7 +61,7 @@ PUBLISHED = {
 def _rules(method: str, row: dict) -> tuple:
     if method == "hydra":
         ranks = int(row["rank_parallel"]), int(row["rank_sequential"])
-        adapter = pj.Hydra(rank=ranks[0], seq_rank=ranks[1], init="kaiming")
+        adapter = pj.Hydra(rank=ranks[0], seq_rank=ranks[1], start="kaiming")
     else:
         adapter = OTHERS[method]
     parts = EVERY if method == "hydralora" else None

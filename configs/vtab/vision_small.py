@@ -55,7 +55,7 @@ METHODS = {
     "hydralora": (1e-2, _rules(pj.HydraLoRA(rank=8, alpha=16.0), EVERY)),
     "glora": (1e-2, _rules(pj.GLoRA(rank=8))),
     "hra0": (3e-2, _rules(pj.HRA(rank=8))),
-    "hra_inf": (3e-2, _rules(pj.HRA(rank=8, orthogonal="gram_schmidt"))),
+    "hra_inf": (3e-2, _rules(pj.HRA(rank=8, orthogonal=True))),
     "oft": (1e-2, _rules(pj.OFT(block=8))),
     "ssf": (1e-2, _rules(pj.SSF())),
     "ia3": (3e-2, _rules(pj.IA3())),

@@ -63,7 +63,7 @@ OTHERS = {
     "dora": pj.DoRA(rank=8, alpha=16.0),
     "hydralora": pj.HydraLoRA(rank=8, alpha=16.0),
     "hra0": pj.HRA(rank=8),
-    "hra_inf": pj.HRA(rank=8, orthogonal="gram_schmidt"),
+    "hra_inf": pj.HRA(rank=8, orthogonal=True),
 }
 METHODS = (*OTHERS, "hydra", "glora", "glora_r2", "glora_r4", "glora_r8", "ssf")
 PUBLISHED = {

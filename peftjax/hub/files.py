@@ -22,6 +22,7 @@ import jax
 from peftjax.core.method import Method
 from peftjax.hub.describe import describe, restore
 from peftjax.hub.fingerprint import describe_base, differences
+from peftjax.hub.formats import FORMAT, migrate
 from peftjax.hub.tensors import (
     AdapterFileError,
     PathLike,
@@ -31,8 +32,6 @@ from peftjax.hub.tensors import (
     replacing,
     write,
 )
-
-FORMAT = 1
 
 Adapters = dict[str, dict[str, jax.Array]]
 
@@ -164,7 +163,7 @@ def _read_facts(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: expected the adapters' JSON, found none")
     try:
-        facts = json.loads(file.read_text())
+        facts = migrate(json.loads(file.read_text()))
     except ValueError as error:
         raise AdapterFileError(
             f"{file}: truncated or not JSON ({error}); save or copy it again"

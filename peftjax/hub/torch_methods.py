@@ -80,7 +80,7 @@ def _read_hra(entry: Entry) -> Method:
     rank, gs = entry.config["r"], entry.config["apply_GS"]
     return HRA(
         rank,
-        orthogonal="gram_schmidt" if gs else "none",
+        orthogonal=gs,
         allow_non_identity=rank % 2 == 1 and not gs,
     )
 
@@ -95,7 +95,7 @@ def _write_hra(methods: Methods, biased: set[str]) -> dict[str, Any]:
             "the torch library reflects the input of a layer, with eps = 0; expected "
             f"HRA(side='input', eps=0.0), found {next(iter(methods.values()))}"
         )
-    gs = uniform(methods, "orthogonal") == "gram_schmidt"
+    gs = uniform(methods, "orthogonal")
     return {"r": uniform(methods, "rank"), "apply_GS": gs}
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from peftjax.core.method import AtInit, Layer, Method, Rows, check_rank
-from peftjax.methods.settings import check_choice, check_count, share_name
+from peftjax.methods.settings import check_choice, check_count, check_flag
 
 _STARTS = ("auto", "pairs", "pairs_hf", "independent", "small", "identity")
 
@@ -38,10 +38,9 @@ class HRA(Method):
 
     Attributes:
         rank: r; odd only with `allow_non_identity`.
-        orthogonal: `"none"`, or `"gram_schmidt"`: `H_1 … H_r` becomes `I - 2 Q Qᵀ` with
-            Q the orthonormalised columns (the paper's λ = ∞).
-        penalty: λ of the loss term that pulls unit columns apart. `method.penalty(p)`
-            is that term of one layer.
+        orthogonal: orthonormalise the columns by Gram–Schmidt: `H_1 … H_r` becomes
+            `I - 2 Q Qᵀ` (the paper's λ = ∞).
+        penalty_weight: λ of the loss term that pulls unit columns apart.
         penalty_norm: `"frobenius"`, `λ ‖I - UᵀU‖` (all released code), or `"squared"`,
             `λ ‖I - UᵀU‖²` (the paper's text).
         side: `"input"`, or `"output"` as in the released LLaMA code,
@@ -49,7 +48,7 @@ class HRA(Method):
         form: `"wy"` or `"scan"`.
         eps: under the root of ‖v‖; the released LLaMA code takes 1e-4 (and so its
             factors are not quite reflections). Gram–Schmidt goes without it.
-        init: `"pairs"`, also by the name `"pairs_hf"`; `"independent"`, uniform on
+        start: `"pairs"`, also by the name `"pairs_hf"`; `"independent"`, uniform on
             `±1/sqrt(r)`; `"small"`, the LLaMA code's, uniform on `±eps sqrt(6/r)`;
             `"identity"`, its columns of the identity matrix for Gram–Schmidt. `"auto"`
             is small where eps > 0, pairs for an even rank without Gram–Schmidt,
@@ -65,24 +64,26 @@ class HRA(Method):
     float32: ClassVar[tuple[str, ...]] = ("u",)
 
     rank: int
-    orthogonal: Literal["none", "gram_schmidt"] = "none"
-    penalty: Any = 0.0
+    orthogonal: bool = False
+    penalty_weight: float = 0.0
     side: Literal["input", "output"] = "input"
     form: Literal["wy", "scan"] = "wy"
     eps: float = 0.0
-    init: Any = "auto"
+    start: Literal["auto", "pairs", "pairs_hf", "independent", "small", "identity"] = (
+        "auto"
+    )
     penalty_norm: Literal["frobenius", "squared"] = "frobenius"
     allow_non_identity: bool = False
 
     def __post_init__(self) -> None:
         check_count(self, "rank")
-        check_choice(self, "orthogonal", ("none", "gram_schmidt"))
+        check_flag(self, "orthogonal", "allow_non_identity")
         check_choice(self, "side", ("input", "output"))
         check_choice(self, "form", ("wy", "scan"))
-        check_choice(self, "init", _STARTS)
+        check_choice(self, "start", _STARTS)
         check_choice(self, "penalty_norm", ("frobenius", "squared"))
         odd = self.rank % 2 == 1
-        if odd and self.orthogonal == "none" and not self.allow_non_identity:
+        if odd and not self.orthogonal and not self.allow_non_identity:
             raise ValueError(
                 f"HRA(rank={self.rank}): reflections cancel in pairs, so an odd rank "
                 "does not start at the frozen layer; use an even rank, or accept it "
@@ -90,34 +91,33 @@ class HRA(Method):
             )
         if odd and self._start == "pairs":
             raise ValueError(
-                f"HRA(rank={self.rank}, init={self.init!r}): needs an even rank"
+                f"HRA(rank={self.rank}, start={self.start!r}): needs an even rank"
             )
-        if not isinstance(self.penalty, int | float) or not self.penalty >= 0:
-            raise ValueError(f"HRA(penalty={self.penalty!r}): expected a number >= 0")
-        if self.eps < 0 or (self.init == "small" and self.eps == 0):
+        weight = self.penalty_weight
+        if not isinstance(weight, int | float) or not weight >= 0:
+            raise ValueError(f"HRA(penalty_weight={weight!r}): expected a number >= 0")
+        if self.eps < 0 or (self.start == "small" and self.eps == 0):
             raise ValueError(
-                f"HRA(eps={self.eps}, init={self.init!r}): expected eps >= 0, and eps "
-                "> 0 for the small start"
+                f"HRA(eps={self.eps}, start={self.start!r}): expected eps >= 0, and "
+                "eps > 0 for the small start"
             )
-        if self.orthogonal == "gram_schmidt" and self.form == "scan":
+        if self.orthogonal and self.form == "scan":
             raise ValueError(
                 "HRA(form='scan'): Gram–Schmidt is no chain; use form='wy'"
             )
-        share_name(self, "penalty", self._penalty)
-        share_name(self, "init", self._init)
 
     @property
     def at_init(self) -> AtInit:
-        plain = self.orthogonal == "none" and self.eps == 0
+        plain = not self.orthogonal and self.eps == 0
         return "rounding" if plain and self._start == "pairs" else "none"
 
     @property
     def _start(self) -> str:
-        if self.init != "auto":
-            return str(self.init).removesuffix("_hf")
+        if self.start != "auto":
+            return self.start.removesuffix("_hf")
         if self.eps > 0:
             return "small"
-        paired = self.orthogonal == "none" and self.rank % 2 == 0
+        paired = not self.orthogonal and self.rank % 2 == 0
         return "pairs" if paired else "independent"
 
     def _width(self, site: Layer) -> int:
@@ -130,7 +130,7 @@ class HRA(Method):
     def count(self, site: Layer) -> int:
         return self._width(site) * self.rank
 
-    def _init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
         width, r = self._width(site), self.rank
         if self._start == "pairs":
             bound = sqrt(2 / r)
@@ -145,12 +145,12 @@ class HRA(Method):
     def _unit(self, p) -> jax.Array:
         """Return the columns `u_i`, or Q, `[width, r]` float32."""
         v = p["u"].astype(jnp.float32)
-        if self.orthogonal == "gram_schmidt":
+        if self.orthogonal:
             return _orthonormal(v)
         return _unit(v, self.eps)
 
-    def _penalty(self, p) -> jax.Array | float:
-        if self.penalty == 0:
+    def penalty(self, p) -> jax.Array | float:
+        if self.penalty_weight == 0:
             return 0.0
         v = p["u"].astype(jnp.float32)
         u = _unit(v)
@@ -158,11 +158,11 @@ class HRA(Method):
         # The root has no gradient at 0, which orthonormal columns reach.
         tiny = jnp.finfo(jnp.float32).eps ** 2
         term = squared if self.penalty_norm == "squared" else jnp.sqrt(squared + tiny)
-        return float(self.penalty) * term
+        return self.penalty_weight * term
 
     def _solve(self, u: jax.Array, rows: jax.Array) -> jax.Array:
         """Return `Tᵀ rows`, `[r, …]` (2 rows for orthonormal columns)."""
-        if self.orthogonal == "gram_schmidt":
+        if self.orthogonal:
             return 2 * rows
         return _substitute(u.T @ u) @ rows
 
@@ -194,7 +194,7 @@ class HRA(Method):
             return replace(self, side="input").unmerge(p, kernel.T).T
         u = self._unit(p)
         rows = u.T @ kernel
-        if self.orthogonal == "gram_schmidt":
+        if self.orthogonal:
             return kernel - 2 * u @ rows
         inverse = 0.5 * jnp.eye(u.shape[1]) - jnp.triu(u.T @ u)
         return kernel + u @ solve_triangular(inverse, rows, lower=False)

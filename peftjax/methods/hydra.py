@@ -9,18 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from peftjax.core.method import Layer, Method, check_rank, dropout
-from peftjax.methods.settings import (
-    check_choice,
-    check_count,
-    check_dropout,
-    share_name,
-)
+from peftjax.methods.settings import check_choice, check_count, check_dropout
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,9 @@ class Hydra(Method):
         branches: `"both"`, `"parallel"` or `"sequential"`.
         branch_bias: biases on both projections (the released ViT and CLIP code).
         dropout: probability of dropping an entry between the projections.
-        init: down-projections: `"xavier"` uniform (released ViT code), `"normal"` with
-            std 0.02 (CLIP) or `"kaiming"`, uniform on `±1/sqrt(fan_in)` (RoBERTa).
+        start: of the down-projections: `"xavier"` uniform (released ViT code),
+            `"normal"` with std 0.02 (CLIP) or `"kaiming"`, uniform on
+            `±1/sqrt(fan_in)` (RoBERTa).
         learn_scale: train s.
 
     >>> import jax.numpy as jnp
@@ -60,15 +56,14 @@ class Hydra(Method):
     branches: Literal["both", "parallel", "sequential"] = "both"
     branch_bias: bool = False
     dropout: float = 0.0
-    init: Any = "xavier"
+    start: Literal["xavier", "normal", "kaiming"] = "xavier"
     learn_scale: bool = False
 
     def __post_init__(self) -> None:
         check_count(self, "rank", *(["seq_rank"] if self.seq_rank is not None else []))
         check_choice(self, "branches", ("both", "parallel", "sequential"))
-        check_choice(self, "init", ("xavier", "normal", "kaiming"))
+        check_choice(self, "start", ("xavier", "normal", "kaiming"))
         check_dropout(self)
-        share_name(self, "init", self._init)
 
     @property
     def uses_bias(self) -> bool:
@@ -93,7 +88,7 @@ class Hydra(Method):
         if self.branches != "parallel":
             yield "seq", self.seq_rank or self.rank, site.d_out
 
-    def _init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
         p: dict[str, jax.Array] = {}
         for branch_key, (name, rank, width) in zip(
             jax.random.split(key), self._branches(site)
@@ -108,10 +103,10 @@ class Hydra(Method):
         return p
 
     def _down(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        if self.init == "normal":
+        if self.start == "normal":
             return 0.02 * jax.random.normal(key, shape)
         fan_in, rank = shape
-        xavier = self.init == "xavier"
+        xavier = self.start == "xavier"
         bound = sqrt(6 / (fan_in + rank)) if xavier else 1 / sqrt(fan_in)
         return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 

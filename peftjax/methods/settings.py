@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 from peftjax.core.method import Method
@@ -47,14 +46,11 @@ def check_dropout(method: Method, name: str = "dropout") -> None:
         )
 
 
-def share_name(method: Method, name: str, hook: Callable[..., Any]) -> None:
-    """Let a setting that bears the name of a hook be called as that hook.
-
-    `Hydra(init="normal")` names a scheme and `Method.init(key, site)` draws the arrays;
-    an instance has one attribute `init`. Its value stays equal to the setting (same
-    hash, same JSON) and can also be called.
-    """
-    value = getattr(method, name)
-    kind = type(value).__mro__[-2]  # the plain type of an already callable value
-    shared = type(kind.__name__, (kind,), {"__call__": lambda _, *args: hook(*args)})
-    object.__setattr__(method, name, shared(value))
+def check_flag(method: Method, *names: str) -> None:
+    """Raise ValueError unless the settings are true or false."""
+    for name in names:
+        found = getattr(method, name)
+        if not isinstance(found, bool):
+            raise ValueError(
+                f"{type(method).__name__}({name}={found!r}): expected True or False"
+            )

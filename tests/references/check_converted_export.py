@@ -20,7 +20,7 @@ from check_torch_export import BASES, inputs
 import peftjax as pj
 from peftjax.testing import perturb
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "files"
 KERNELS = r"layers_\d+/(attention/(query|value)|intermediate)/kernel"
 METHODS = {
     "hydra": (pj.Hydra(rank=2), 4),

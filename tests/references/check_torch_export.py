@@ -1,11 +1,11 @@
 """Show that the torch library `peft` loads what `peftjax.hub.save_torch` writes.
 
-    python tests/references/check_torch_export.py train tests/data
+    python tests/references/check_torch_export.py train tests/files
     pip install torch==2.13.0 transformers peft
-    python tests/references/check_torch_export.py check tests/data
+    python tests/references/check_torch_export.py check tests/files
 
 `train` needs peftjax: it trains adapters for a few steps on the tiny models of
-`tests/data` and writes each to `torch_export/MODEL/NAME`, with its logits in `io.npz`.
+`tests/files` and writes each to `torch_export/MODEL/NAME`, with its logits in `io.npz`.
 `check` needs only torch: it loads each with the library, as it would its own, prints
 how far its logits are, and records them as `torch.npz`.
 """
@@ -75,7 +75,7 @@ def adapters():
             "layers_1/self_attn/q_proj/kernel": lora,
             "(norm|lm_head)/.*": pj.Full(),
         },
-        "llama/hra": llama(pj.HRA(rank=3, orthogonal="gram_schmidt")),
+        "llama/hra": llama(pj.HRA(rank=3, orthogonal=True)),
         "llama/glora": llama(pj.GLoRA(rank=3, c="none", d="none", e="none")),
         "vit/lora": vit(lora),
         "vit/hra": vit(pj.HRA(rank=4)),

@@ -1,9 +1,9 @@
 """Make adapters with the torch library `peft`, and record what they compute.
 
     pip install torch==2.13.0 transformers peft
-    python tests/references/make_adapter_references.py tests/data
+    python tests/references/make_adapter_references.py tests/files
 
-Every adapter is put on one of the tiny models in `tests/data`, gets random values, and
+Every adapter is put on one of the tiny models in `tests/files`, gets random values, and
 is written as the library writes it to `torch_adapters/MODEL/NAME`. Beside it `io.npz`
 holds the logits of the adapted and of the merged model and the number of trainable
 parameters. Nothing of peftjax is used here.

@@ -1,7 +1,7 @@
 """Make tiny random DeBERTa-v2/v3 and CLIP models, and record what they compute.
 
     pip install torch==2.13.0 transformers==5.23.0
-    python tests/references/make_deberta_clip_references.py make tests/data/models
+    python tests/references/make_deberta_clip_references.py make tests/files/models
     python tests/references/make_deberta_clip_references.py check FOLDER
 
 As `make_model_references.py`, for these two families; `check` looks only at models

@@ -1,7 +1,7 @@
 """Make tiny random models with `transformers`, and record what they compute.
 
     pip install torch==2.13.0 transformers
-    python tests/references/make_model_references.py make tests/data/models
+    python tests/references/make_model_references.py make tests/files/models
     python tests/references/make_model_references.py check FOLDER
 
 `make` writes for each model `config.json`, `model.safetensors` and `io.npz` (inputs,

@@ -1,0 +1,87 @@
+"""The dry run: what is built, what it counts, and what it says of published counts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import outlook
+from peftjax.data import vtab
+from tests.helpers.config_case import DEBERTA, ROBERTA, VIT, get, tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "size", "verdict"),
+    [
+        (ROBERTA, "hydra", 331_776, "agrees, head not counted"),
+        (ROBERTA, "lora", 294_912, "agrees, head not counted"),
+        (DEBERTA, "hra0", 663_552, "agrees, head not counted"),
+        (DEBERTA, "lora", 1_327_104, "agrees, head not counted"),
+    ],
+)
+def test_counts_on_glue_agree_with_the_published_ones(name, method, size, verdict):
+    configs = [get(name, f"task={task},method={method}") for task in ("stsb", "mnli")]
+    runs = [outlook.prospect(config) for config in configs]
+    (found,) = outlook.compare(runs, configs[0].table)
+    assert found.without_head == (size, size) and found.verdict == verdict
+    if method == "hra0":  # the released code freezes the head
+        assert runs[0].trainable == runs[1].trainable == size
+    else:
+        assert runs[1].trainable - runs[0].trainable == 2 * 769  # outputs: 1 and 3
+    # Two moments, the count and the numbers of the schedule.
+    assert 2 * size < runs[0].optimizer - 2 * (runs[0].trainable - size) < 2 * size + 20
+
+
+def test_counts_on_vtab_agree_with_the_published_ones():
+    configs = [get(VIT, f"task={task},method=linear") for task in vtab.TASKS]
+    configs.append(get(VIT, "task=cifar,method=hydra"))
+    *linear, hydra = map(outlook.prospect, configs)
+    (found,) = outlook.compare(linear, configs[0].table)
+    assert found.verdict == "agrees, head counted, mean of 19 tasks"
+    assert hydra.without_head == 239_712
+    mean = hydra.without_head + np.mean([run.trainable for run in linear])
+    assert f"{mean / 1e6:.2f}" == "0.28" and round(mean) == 277_757
+
+
+def test_another_count_is_said_to_differ_with_the_reason():
+    table = get(VIT).table
+    run = outlook.Prospect("cifar", "ssf", 300_000, 167_424, 1, 1, (0.0, 0.0, 0.0))
+    (found,) = outlook.compare([run], table)
+    assert found.published == "0.22" and found.verdict.startswith("differs: SSF scales")
+
+
+def test_a_warmup_longer_than_the_run_is_an_error():
+    config = tiny(DEBERTA, "task=rte,method=hra0")
+    config.optim.warmup = 10_000
+    with pytest.raises(ValueError, match="warmup=10000, steps=847"):
+        outlook.prospect(config)
+
+
+def test_the_dry_run_reads_nothing_and_is_written(tmp_path, capsys):
+    configs = [
+        tiny(ROBERTA, f"task={task},method={method},seed={seed}")
+        for method in ("full", "hydra")
+        for task in ("mrpc", "stsb")
+        for seed in (0, 1)
+    ]
+    outlook.show(configs, tmp_path)
+    assert "4 runs build" in capsys.readouterr().out
+    written = json.loads((tmp_path / outlook.FILE).read_text())
+    assert [run["task"] for run in written["runs"]] == 2 * ["mrpc", "stsb"]
+    assert [one["method"] for one in written["methods"]] == ["full", "hydra"]
+
+
+def test_the_dry_run_of_the_table():
+    command = "-m experiments.table --dry_run --tasks mrpc --methods hydra --config"
+    found = subprocess.run(
+        [sys.executable, *command.split(), "configs/glue/roberta_base.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "0.3 M  agrees, head not counted" in found.stdout, found.stderr

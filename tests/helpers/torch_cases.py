@@ -1,0 +1,60 @@
+"""Adapters that the torch library wrote, and those of ours that it has read."""
+
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from peftjax.models import load
+from tests.helpers.model_cases import DATA, MODELS, PEFT
+
+READ = DATA / "torch_adapters"
+WRITTEN = DATA / "torch_export"
+BASES = {
+    "tiny_bert": (PEFT / "tiny_bert" / "base", PEFT / "tiny_bert" / "base_io.npz"),
+    "tiny_llama": (PEFT / "tiny_llama" / "base", PEFT / "tiny_llama" / "base_io.npz"),
+    "bare": (MODELS / "bert", MODELS / "bert" / "io.npz"),
+    "roberta": (MODELS / "roberta", MODELS / "roberta" / "io.npz"),
+    "vit": (MODELS / "vit", MODELS / "vit" / "io.npz"),
+}
+SHORT = {"bert": "tiny_bert", "llama": "tiny_llama"}
+
+
+def adapters(root: Path) -> list[Path]:
+    """Return the folders of all adapters."""
+    return sorted(file.parent for file in root.glob("*/*/adapter_config.json"))
+
+
+def name(folder: Path) -> str:
+    """Return the name of an adapter, for messages."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+@cache
+def base(folder: Path, scan_layers: bool = False):
+    """Return model and variables on which an adapter sits."""
+    kind = SHORT.get(folder.parent.name, folder.parent.name)
+    return load(BASES[kind][0], scan_layers=scan_layers)
+
+
+@cache
+def inputs(folder: Path):
+    """Return the recorded inputs of an adapter's model."""
+    kind = SHORT.get(folder.parent.name, folder.parent.name)
+    with np.load(BASES[kind][1]) as io:
+        if kind == "vit":
+            return {"images": io["pixel_values"].transpose(0, 2, 3, 1)}
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return {key: io[key] for key in names if key in io}
+
+
+@cache
+def compiled(model):
+    """Return the compiled model without adapters."""
+    return jax.jit(model.apply)
+
+
+def outputs(result) -> np.ndarray:
+    """Return the logits, or a bare encoder's pooled output."""
+    return np.asarray(getattr(result, "pooled", result))

@@ -1,0 +1,115 @@
+"""Every method keeps every invariant; a broken one is caught."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import peftjax as pj
+from peftjax import testing
+from peftjax.core.method import Method
+
+METHODS = {  # plain LoRA is the example in the docstring of check_method
+    "lora_rs_dropout": pj.LoRA(rank=3, alpha=7.0, rs=True, dropout=0.3),
+    "hydra_full": pj.Hydra(rank=2, seq_rank=3, branch_bias=True, learn_scale=True),
+    "hydralora": pj.HydraLoRA(rank=2, heads=3, alpha=5.0),
+    "glora": pj.GLoRA(rank=2),
+    "glora_supernet": pj.GLoRASupernet(rank=2),
+    "composition_global": pj.Composition(modules=3, rank=2, granularity="global"),
+    "hra": pj.HRA(rank=4),
+    "hra_gram_schmidt": pj.HRA(rank=4, orthogonal=True, penalty_weight=0.1),
+    "dora": pj.DoRA(rank=4, alpha=7.0),
+    "ia3_input": pj.IA3(side="input"),
+    "ssf": pj.SSF(),
+    "oft": pj.OFT(block=4),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_check_method(name):
+    assert len(testing.check_method(METHODS[name])) == 11
+
+
+@dataclass(frozen=True)
+class Broken(pj.LoRA):
+    """LoRA with one fault."""
+
+    rank: int = 2
+    alpha: float = 7.0
+    fault: str = ""
+
+    @property
+    def at_init(self):
+        return "exact"
+
+    def count(self, site):
+        return super().count(site) + (self.fault == "count")
+
+    def init(self, key, site):
+        p = super().init(key, site)
+        if self.fault == "start":
+            p = jax.tree.map(lambda a: a + 0.01, p)
+        if self.fault == "dtype":
+            p = jax.tree.map(lambda a: a.astype(jnp.bfloat16), p)
+        if self.fault == "unused":
+            p["more"] = jnp.zeros(site.d_out)
+        return p
+
+    def formula(self, p, x, kernel, bias, *, key=None):
+        if self.fault == "nothing":
+            return x @ kernel + bias + 0 * ((x @ p["a"]) @ p["b"])
+        if self.fault == "gradient":
+            p = {**p, "a": jax.lax.stop_gradient(p["a"])}
+        y = super().formula(p, x, kernel, bias, key=key)
+        if self.fault == "merge":
+            # differs on a merge's single row
+            y = y * (1.01 if getattr(x, "ndim", 2) == 2 and x.shape[0] == 1 else 1.0)
+        return y
+
+
+@pytest.mark.parametrize(
+    "fault, check",
+    [
+        ("count", testing.counts),
+        ("dtype", testing.counts),
+        ("start", testing.starts),
+        ("nothing", testing.merged),
+        ("merge", testing.merged),
+        ("gradient", testing.gradients),
+        ("unused", testing.gradients),
+    ],
+)
+def test_each_fault_is_caught(fault, check):
+    method = Broken(fault=fault)
+    object.__setattr__(method, "kinds", ("dense",))
+    case = testing.linen_case(method)
+    if fault == "merge":
+        object.__setattr__(method, "kinds", ("dense",))
+    with pytest.raises(AssertionError, match=f"{check.__name__}:"):
+        check(case)
+
+
+def test_a_site_that_merges_is_caught():
+    case = testing.linen_case(pj.LoRA(2, 7.0))
+    apply_fn = lambda v, *x: case.apply_fn(jax.tree.map(lambda a: 1.0 * a, v), *x)  # noqa: E731
+    slow = testing.Case(case.method, case.dtype, apply_fn, case.variables, case.inputs)
+    with pytest.raises(AssertionError, match="fast: .*kernel.*mul"):
+        testing.fast(slow)
+
+
+def test_a_refusal_that_is_not_made_is_caught():
+    @dataclass(frozen=True)
+    class Lax(Method):
+        kinds = ("dense", "conv")
+
+        def init(self, key, site):
+            return {"b": jnp.zeros(site.d_out)}
+
+        def formula(self, p, x, kernel, bias, *, key=None):
+            return x @ kernel + bias + p["b"]
+
+    testing.refusals(testing.linen_case(Lax()))
+    case = testing.linen_case(Lax())
+    object.__setattr__(case.method, "kinds", ("dense", "conv", "embedding"))
+    testing.refusals(case)
