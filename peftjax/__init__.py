@@ -50,7 +50,9 @@ __all__ = [
     "to_nnx",
 ]
 
-_PARTS = (
+__version__ = "0.2.0.dev0"
+
+_ROOMS = (
     "data",
     "hub",
     "models",
@@ -63,7 +65,11 @@ _PARTS = (
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import a part of the package when it is first used, `pj.models` for one."""
-    if name in _PARTS:
+    """Import a room of the package when it is first used, `pj.models` for one."""
+    if name in _ROOMS:
         return import_module(f"peftjax.{name}")
     raise AttributeError(f"module 'peftjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS, "__version__"])
