@@ -64,7 +64,7 @@ def shard(variables: Any, mesh: Mesh, threshold: int = THRESHOLD) -> Any:
         The same tree on the devices.
     """
 
-    def place(leaf):
+    def place(leaf: Any) -> jax.Array:
         axis = split_axis(jnp.shape(leaf), mesh.shape["fsdp"], threshold)
         spec = () if axis is None else (*[None] * axis, "fsdp")
         return put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
@@ -101,10 +101,11 @@ def split(variables: Any, mesh: Mesh, threshold: int = THRESHOLD) -> Any:
     """Place a tree for `jax.pmap`: each leaf a `Split` over all devices of the mesh."""
     sharding = NamedSharding(flat(mesh), PartitionSpec(DEVICES))
 
-    def place(leaf):
-        leaf = np.asarray(leaf)
-        axis = split_axis(leaf.shape, mesh.size, threshold)
-        parts = [leaf] * mesh.size if axis is None else np.split(leaf, mesh.size, axis)
+    def place(leaf: Any) -> Split:
+        array: np.ndarray = np.asarray(leaf)
+        axis = split_axis(array.shape, mesh.size, threshold)
+        whole = [array] * mesh.size
+        parts = whole if axis is None else np.split(array, mesh.size, axis)
 
         def rows(index: Any) -> np.ndarray:
             return np.stack(parts[index[0]])
@@ -118,7 +119,7 @@ def split(variables: Any, mesh: Mesh, threshold: int = THRESHOLD) -> Any:
 def join(variables: Any) -> Any:
     """Undo `split`; other leaves pass through, so either layout may come in."""
 
-    def whole(leaf):
+    def whole(leaf: Any) -> Any:
         if not _is_split(leaf):
             return leaf
         if leaf.axis is None:
@@ -134,10 +135,11 @@ def join(variables: Any) -> Any:
 def gather(variables: Any) -> Any:
     """Rebuild whole leaves from one device's parts, inside a function under `pmap`."""
 
-    def whole(leaf):
+    def whole(leaf: Split) -> jax.Array:
         if leaf.axis is None:
             return leaf.value
-        return jax.lax.all_gather(leaf.value, DEVICES, axis=leaf.axis, tiled=True)
+        gathered: Any = jax.lax.all_gather
+        return gathered(leaf.value, DEVICES, axis=leaf.axis, tiled=True)
 
     return jax.tree.map(whole, variables, is_leaf=_is_split)
 
