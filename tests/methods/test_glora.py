@@ -51,7 +51,7 @@ def test_supernet_merges_in_all_432_structures(golden):
     bias = bias if isinstance(bias, float) else jnp.asarray(bias)
 
     def merge(structure):
-        return merge_layer(method, {**p, "structure": structure}, kernel, bias, "")
+        return merge_layer(method, {**p, "structure": structure}, kernel, bias)
 
     weights, biases = jax.jit(jax.vmap(merge))(golden["structures"])
     close(weights, golden["effective_weight"].transpose(0, 2, 1))
