@@ -1,14 +1,12 @@
 """Parameter-efficient fine-tuning for JAX and Flax: an adapter is one formula."""
 
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
-from peftjax.core.adapt import adapt
 from peftjax.core.affine import NotMergeable
 from peftjax.core.bank import bank
 from peftjax.core.method import Layer, Method, dropout
-from peftjax.core.nnx import from_nnx, to_nnx
-from peftjax.core.peft import Peft
+from peftjax.core.peft import Peft, adapt
 from peftjax.methods.composition import Composition
 from peftjax.methods.convert import to_lora
 from peftjax.methods.dora import DoRA
@@ -62,10 +60,13 @@ _ROOMS = (
     "testing",
     "training",
 )
+_NNX = ("from_nnx", "to_nnx")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     """Import a room of the package when it is first used, `pj.models` for one."""
+    if name in _NNX:
+        return getattr(import_module("peftjax.nnx"), name)
     if name in _ROOMS:
         return import_module(f"peftjax.{name}")
     raise AttributeError(f"module 'peftjax' has no attribute {name!r}")

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core.method import Method
-from peftjax.core.walker import (
+from peftjax.core.jaxpr import (
     JIT,
     REMAT,
     Symbol,
@@ -26,6 +25,7 @@ from peftjax.core.walker import (
     scan_parts,
     walk,
 )
+from peftjax.core.method import Method
 
 
 class NotMergeable(ValueError):
@@ -54,7 +54,11 @@ class Affine(Symbol):
 
 
 def merge_layer(
-    method: Method, p: dict[str, jax.Array], kernel: jax.Array, bias: Any, path: str
+    method: Method,
+    p: dict[str, jax.Array],
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    gates: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return the merged kernel and bias of one layer, `[in, out]` and `[out]`, float32.
 
@@ -62,8 +66,8 @@ def merge_layer(
         method: the adapter.
         p: its arrays.
         kernel: `[in, out]`.
-        bias: `[out]`, or 0.0 for a layer without one.
-        path: the site, for messages.
+        bias: `[out]`, or None for a layer without one.
+        gates: `[heads]`, constants for a gated method.
 
     Returns:
         `(K', b')`; b' is None where the formula adds nothing to a layer without a bias.
@@ -72,36 +76,33 @@ def merge_layer(
         NotMergeable: the formula is not affine in x.
     """
     d_in, d_out = kernel.shape
-    p, kernel, bias = jax.tree.map(_widen, (p, kernel, bias))
+    rest = jax.tree.map(_widen, (p, kernel, bias, gates))
 
-    def row(x: Any, p: Any, kernel: Any, bias: Any) -> Any:
-        return method.formula(p, x, kernel, bias)
+    def row(x: Any, p: Any, kernel: Any, bias: Any, gates: Any) -> Any:
+        return method.evaluate(p, x, kernel, 0.0 if bias is None else bias, gates=gates)
 
-    given = {} if isinstance(bias, float) else {"bias": bias}
-    fixed = {"bias": bias} if isinstance(bias, float) else {}
     with jax.default_matmul_precision("highest"):
-        jaxpr = jax.make_jaxpr(lambda x, p, k, rest: row(x, p, k, **rest, **fixed))(
-            jax.ShapeDtypeStruct((1, d_in), kernel.dtype), p, kernel, given
-        )
-        identity = Affine(None, jnp.ones(d_in, kernel.dtype), None)
-        arrays = jax.tree.leaves((p, kernel, given))
+        x = jax.ShapeDtypeStruct((1, d_in), rest[1].dtype)
+        jaxpr = jax.make_jaxpr(row)(x, *rest)
+        identity = Affine(None, jnp.ones(d_in, x.dtype), None)
+        arrays = jax.tree.leaves(rest)
         try:
             (y,) = _walk(jaxpr, [identity, *arrays])
         except _NotAffine as error:
             raise NotMergeable(
-                f"{path}: {type(method).__name__} cannot be merged: "
-                f"`{error.primitive}` of its formula is not affine in x. Keep the "
-                "adapter separate"
-                + (", or pass constant gates" if "router" in p else "")
+                f"{type(method).__name__} cannot be merged: `{error.primitive}` of its "
+                "formula is not affine in x. Keep the adapter separate"
+                + (", or pass constant gates" if method.gated else "")
             ) from None
     if not isinstance(y, Affine):
-        return jnp.zeros_like(kernel), jnp.broadcast_to(y, (1, d_out))[0]
+        zeros = jnp.zeros((d_in, d_out), x.dtype)
+        return zeros, jnp.broadcast_to(y, (1, d_out))[0]
     const = None if y.const is None else jnp.broadcast_to(y.const, (1, d_out))[0]
     return y.dense().reshape(d_in, d_out), const
 
 
 def _widen(value: Any) -> Any:
-    if isinstance(value, float) or not jnp.issubdtype(value.dtype, jnp.floating):
+    if not jnp.issubdtype(value.dtype, jnp.floating):
         return value
     return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 

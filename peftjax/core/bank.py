@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core.call import Call
-from peftjax.core.site import BASE, Adapters, Site
+from peftjax.core.jaxpr import Call
+from peftjax.core.site import Adapters, Given, Site
 
 
 def bank(adapters: Sequence[Adapters]) -> dict[str, dict[str, jax.Array]]:
@@ -98,7 +99,7 @@ def check_ids(ids: Any, adapters: Adapters) -> int:
 
 
 def apply_rows(
-    apply: Callable[..., Any],
+    run: Callable[..., Any],
     sites: Sequence[Site],
     call: Call,
     bank: Adapters,
@@ -107,7 +108,7 @@ def apply_rows(
     """Run each row of a batch with its own adapter of a bank: the call, vmapped.
 
     Args:
-        apply: `(adapters, *args, **kwargs)`, for one adapter.
+        run: `(adapters, call, given)`, for one adapter.
         sites: of the plan.
         call: the arguments; the first array has one row per id.
         bank: stacked adapters.
@@ -128,9 +129,11 @@ def apply_rows(
 
     def row(adapters: Adapters, is_base: jax.Array, dynamic: list[Any]) -> Any:
         single = [x if ax is None else x[None] for x, ax in zip(dynamic, axes)]
-        args, kwargs = call.arguments(single)
-        marked = {path: {**p, BASE: is_base} for path, p in adapters.items()}
-        output = apply(marked, *args, **kwargs)
+        given = {
+            site.path: Given(is_base=jnp.broadcast_to(is_base, site.stack))
+            for site in sites
+        }
+        output = run(adapters, replace(call, dynamic=single), given)
         return jax.tree.map(lambda y: y[0], output)
 
     if not call.dynamic or axes[0] is None:

@@ -13,9 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# The name under which the array of zeros lies beside a site's own arrays.
-TOTAL = "gate total"
-
 
 @jax.custom_vjp
 def observe(y: jax.Array, total: jax.Array, gates: jax.Array) -> jax.Array:

@@ -1,47 +1,77 @@
-"""Rule table 1, `lift`: the model, with adapted weights as symbols."""
+"""Rule table 1, `lift`: the model, with adapted weights as symbols.
+
+`Rules` says once what a model may do with a weight. `run.Runner` applies the rules to
+arrays; `plan.Planner` applies them to shapes, to learn how each weight is used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from peftjax.core.layout import LAYOUT, leading_index
-from peftjax.core.method import Rows
-from peftjax.core.rows import ConvInput, Lookup
-from peftjax.core.site import Precision, Site, apply_formula
-from peftjax.core.views import TOKENS, Axis, arrange, group, restore, shape, whole
-from peftjax.core.walker import (
-    JIT,
-    REMAT,
-    evaluate,
-    remat,
-    scan_parts,
-    walk,
-    while_parts,
+from peftjax.core import jaxpr
+from peftjax.core.axes import (
+    MOVES,
+    TOKENS,
+    Axis,
+    arrange,
+    group,
+    leading_index,
+    restore,
+    row_lookup,
+    shape,
+    whole,
 )
-from peftjax.core.weight import Weight
+from peftjax.core.formula import Asked, ConvInput, Lookup, on_stack
+from peftjax.core.jaxpr import JIT, REMAT, Symbol, called, scan_parts, while_parts
+from peftjax.core.method import Kind, Rows
+from peftjax.core.uses import Leaf, Product, Use, Weight
 
 
-def lift(jaxpr: Any, values: Sequence[Any]) -> list[jax.Array]:
-    """Evaluate a model some of whose inputs are `Weight`s."""
-    return _Lift().walk(jaxpr, values)
+class Rules:
+    """What becomes of a weight, a leaf or a product under each primitive.
 
+    A subclass says how control flow is built anew (`scan`, `while_loop`, `switch` and
+    `checkpoint`, as in `jax.lax`), and what the methods below amount to.
+    """
 
-class _Lift:
-    """One evaluation: the rules, and how often each site was used so far."""
+    scan: Callable[..., Any]
+    while_loop: Callable[..., Any]
+    switch: Callable[..., Any]
+    checkpoint: Callable[..., Any]
+
+    def evaluate(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
+        """Evaluate an equation without symbols."""
+        raise NotImplementedError
+
+    def ended(self, symbol: Any, why: str) -> Any:
+        """Return the array that a symbol stands for, where no rule knows more."""
+        raise NotImplementedError
+
+    def used(self, product: Product, eqn: Any) -> Any:
+        """Return a use of a weight, or its array; None where it is not recognised."""
+        raise NotImplementedError
+
+    def added(self, product: Product, leaf: Leaf) -> list[Any] | None:
+        """Return `[sum]` of a product and its bias, or None where it is none."""
+        raise NotImplementedError
+
+    def has_members(self, leaf: Leaf) -> bool:
+        """Whether the first axis of a leaf is a stacked one."""
+        raise NotImplementedError
 
     def __init__(self) -> None:
-        self.uses: dict[str, int] = {}
-        self.rules = {
-            **dict.fromkeys(LAYOUT, self._layout),
+        self.table = {
+            **dict.fromkeys(MOVES, self._move),
             **dict.fromkeys(JIT, self._inline),
             **dict.fromkeys(REMAT, self._remat),
+            **dict.fromkeys(("add", "add_any"), self._add),
             **dict.fromkeys(("mul", "div", "sub"), self._dequantise),
             **dict.fromkeys(("slice", "dynamic_slice"), self._index),
             "cond": self._cond,
@@ -52,199 +82,251 @@ class _Lift:
             "while": self._while,
         }
 
-    def walk(self, jaxpr: Any, values: Sequence[Any]) -> list[Any]:
-        return walk(jaxpr, values, self.rules, self._unknown)
+    def walk(self, closed: Any, values: Sequence[Any]) -> list[Any]:
+        return jaxpr.walk(closed, values, self.table, self._unknown, self.evaluate)
 
-    def _unknown(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        raise AssertionError(
-            f"`{eqn.primitive.name}` received an adapted weight; discovery should have "
-            "merged it"
-        )
+    def end(self, values: Sequence[Any], why: str, keep: Any = ()) -> list[Any]:
+        """End all symbols but those of the types to keep."""
+        return [
+            self.ended(value, why)
+            if isinstance(value, Symbol) and not isinstance(value, keep)
+            else value
+            for value in values
+        ]
 
-    def _layout(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        (weight,) = operands
-        view = LAYOUT[eqn.primitive.name](eqn, weight.view)
-        value = evaluate(eqn, [weight.value])[0]
-        return [replace(weight, value=value, view=view)]
+    def _unknown(self, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+        return self.evaluate(eqn, self.end(operands, f"used by `{eqn.primitive.name}`"))
+
+    # --- the axes change, the value does not
+
+    def _move(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        symbol, *others = operands
+        if not isinstance(symbol, Leaf | Product):
+            return self._unknown(eqn, operands)
+        view = MOVES[eqn.primitive.name](eqn, symbol.view)
+        grown = view is not None and shape(view) != eqn.outvars[0].aval.shape
+        if view is None or (grown and isinstance(symbol, Weight)):
+            return self._unknown(eqn, operands)
+        return [symbol.moved(lambda v: self.evaluate(eqn, [v, *others])[0], view)]
 
     def _dequantise(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        weight = next(o for o in operands if isinstance(o, Weight))
-        values = [o.value if o is weight else o for o in operands]
-        return [replace(weight, value=evaluate(eqn, values)[0])]
+        place = 0 if isinstance(operands[0], Weight) else 1
+        weight = operands[place]
+        if (
+            not (isinstance(weight, Weight) and weight.site.quantised)
+            or eqn.outvars[0].aval.shape != shape(weight.view)
+            or (place and eqn.primitive.name == "div")
+        ):
+            return self._unknown(eqn, operands)
+        values = self.end(operands, "the scale of a quantised weight", keep=Weight)
+        values[place] = weight.value
+        value = self.evaluate(eqn, values)[0]
+        return [weight.moved(lambda _: value, weight.view)]
 
     def _index(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        weight, *start = operands
-        match eqn.primitive.name:
-            case "slice":
-                index = eqn.params["start_indices"][0]
-            case "dynamic_slice":
-                index = start[0]
-            case _:
-                index = jnp.reshape(start[0], ())
-        place = weight.place(weight.view[0])
-        member = weight.map(
-            lambda a: lax.dynamic_index_in_dim(a, index, place, keepdims=False)
-        ).member()
-        value = evaluate(eqn, [weight.value, *start])[0]
-        kept = ((),) if value.ndim == len(weight.view) else ()
-        return [replace(member, value=value, view=(*kept, *member.view))]
+        leaf, *start = operands
+        if (
+            not isinstance(leaf, Leaf)
+            or any(isinstance(o, Symbol) for o in start)
+            or not leading_index(eqn)
+            or len(leaf.view) < (3 if isinstance(leaf, Weight) else 2)
+            or not self.has_members(leaf)
+        ):
+            return self._unknown(eqn, operands)
+        static = eqn.params.get("start_indices")
+        token = static[0] if static else id(eqn.invars[1])
+
+        def take(array: jax.Array) -> jax.Array:
+            index = static[0] if static else jnp.reshape(start[0], ())
+            return lax.dynamic_index_in_dim(array, index, 0, keepdims=False)
+
+        member = leaf.leading().map(take).member(("index", token))
+        value = self.evaluate(eqn, [leaf.value, *start])[0]
+        kept = ((),) if eqn.outvars[0].aval.ndim == len(leaf.view) else ()
+        return [member.moved(lambda _: value, (*kept, *member.view))]
+
+    # --- control flow: go inside, and build it anew
 
     def _inline(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        name = "jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"
-        return self.walk(eqn.params[name], operands)
+        return self.walk(called(eqn), operands)
 
     def _remat(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        return remat(eqn, lambda *values: self.walk(eqn.params["jaxpr"], values))(
-            *operands
-        )
+        def inside(*values: Any) -> list[Any]:
+            return self.end(self.walk(called(eqn), values), "passed out of a remat")
+
+        prevent_cse = eqn.params.get("prevent_cse", True)
+        policy = eqn.params.get("policy")
+        inside = self.checkpoint(inside, prevent_cse=prevent_cse, policy=policy)
+        return inside(*self.end(operands, "enters a remat", keep=Leaf))
 
     def _scan(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        parts = scan_parts(eqn)
-        consts, carry, stacked = parts.split(operands)
-        xs = [v.leading() if isinstance(v, Weight) else v for v in stacked]
+        parts, token = scan_parts(eqn), ("scan", id(eqn))
+        operands = self.end(operands, "enters a scan", keep=Leaf)
+        consts, carry, xs = parts.split(operands)
+        for i, value in enumerate(xs):
+            if isinstance(value, Leaf):
+                stacked = self.has_members(value)
+                xs[i] = value.leading() if stacked else self.ended(value, "scanned")
 
         def step(carried: list[Any], sliced: list[Any]) -> Any:
-            members = [v.member() if isinstance(v, Weight) else v for v in sliced]
+            members = [v.member(token) if isinstance(v, Leaf) else v for v in sliced]
             outputs = self.walk(parts.body, [*consts, *carried, *members])
+            outputs = self.end(outputs, "passed out of a loop")
             return outputs[: len(carried)], outputs[len(carried) :]
 
-        carried, ys = lax.scan(step, carry, xs, **parts.options)
+        carry = self.end(carry, "carried by `scan`")
+        carried, ys = self.scan(step, carry, xs, **parts.options)
         return [*carried, *ys]
 
     def _while(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        operands = self.end(operands, "enters a loop", keep=Leaf)
         parts = while_parts(eqn, operands)
 
         def cond(carry: list[Any]) -> Any:
             return self.walk(parts.cond, [*parts.cond_consts, *carry])[0]
 
         def body(carry: list[Any]) -> list[Any]:
-            return self.walk(parts.body, [*parts.body_consts, *carry])
+            outputs = self.walk(parts.body, [*parts.body_consts, *carry])
+            return self.end(outputs, "passed out of a loop")
 
-        return lax.while_loop(cond, body, parts.carry)
+        return self.while_loop(cond, body, self.end(parts.carry, "carried by `while`"))
 
     def _cond(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        branches = [
-            lambda *values, branch=branch: self.walk(branch, values)
-            for branch in eqn.params["branches"]
-        ]
-        return lax.switch(operands[0], branches, *operands[1:])
+        def inside(branch: Any, *values: Any) -> list[Any]:
+            return self.end(self.walk(branch, values), "passed out of a branch")
 
-    def _key(self, weight: Weight) -> jax.Array | None:
-        if weight.key is None:
-            return None
-        count = self.uses.get(weight.site.path, 0)
-        self.uses[weight.site.path] = count + 1
-        fold = partial(jax.random.fold_in, data=count)
-        for _ in weight.stack:
-            fold = jax.vmap(fold)
-        return fold(weight.key)
+        index, *operands = self.end(operands, "enters a branch", keep=Leaf)
+        branches = [partial(inside, branch) for branch in eqn.params["branches"]]
+        return self.switch(index, branches, *operands)
+
+    # --- uses
+
+    def _add(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        product, leaf = operands if isinstance(operands[0], Product) else operands[::-1]
+        if isinstance(product, Product) and type(leaf) is Leaf:
+            results = self.added(product, leaf)
+            if results is not None:
+                return results
+        return self._unknown(eqn, operands)
+
+    def _product(
+        self,
+        eqn: Any,
+        operands: Sequence[Any],
+        use: Use,
+        view: Sequence[Axis],
+        compute: Callable[[Any, Any], Any],
+    ) -> list[Any]:
+        (weight,) = (o for o in operands if isinstance(o, Weight))
+        result = self.used(Product(weight, use, tuple(view), compute), eqn)
+        return self._unknown(eqn, operands) if result is None else [result]
 
     def _dot(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        side = next(i for i in (0, 1) if isinstance(operands[i], Weight))
-        weight, x = operands[side], operands[1 - side]
+        sides = [i for i in (0, 1) if isinstance(operands[i], Weight)]
+        if len(sides) != 1:
+            return self._unknown(eqn, operands)
+        mine, theirs = sides[0], 1 - sides[0]
+        operands = self.end(operands, "multiplied by a weight", keep=Weight)
+        weight, x = operands[mine], operands[theirs]
         contract, batch = eqn.params["dimension_numbers"]
-        contracted, batched = contract[side], batch[side]
-        # x's own axes get the atoms of the weight's axes that they meet
-        x_view: list[Axis] = [
-            whole((n,), TOKENS + axis)[0] for axis, n in enumerate(x.shape)
-        ]
-        for mine, theirs in zip(contract[1 - side], contracted, strict=True):
-            x_view[mine] = weight.view[theirs]
-        for mine, theirs in zip(batch[1 - side], batched, strict=True):
-            x_view[mine] = weight.view[theirs]
-        used = {*contract[1 - side], *batch[1 - side]}
-        tokens = [x_view[axis] for axis in range(x.ndim) if axis not in used]
-        free = [
-            axis
-            for i, axis in enumerate(weight.view)
-            if i not in contracted and i not in batched
-        ]
-        _, d_in, d_out = weight.site.atoms
-        met = group([weight.view[axis] for axis in contracted])
-        source, target = (d_in, d_out) if met == d_in else (d_out, d_in)
-
-        xs = arrange(x, tuple(x_view), [*weight.stack, *tokens, source])
-        y = self._formula(
-            weight, xs, len(tokens), Precision.of(eqn), transposed=met != d_in
+        contracted, batched = (
+            [weight.view[axis] for axis in axes[mine]] for axes in (contract, batch)
         )
-        out_batch = [weight.view[axis] for axis in batched]
-        sides = [free, tokens] if side == 0 else [tokens, free]
-        out_view = (*out_batch, *sides[0], *sides[1])
-        return [restore(y, out_view, [*weight.stack, *tokens, target])]
+        taken = {*contract[mine], *batch[mine]}
+        free = [axis for i, axis in enumerate(weight.view) if i not in taken]
+        if not free or not contracted:
+            return self._unknown(eqn, operands)
+        # x's own axes get the atoms of the weight's axes that they meet
+        x_view = dict(zip((*contract[theirs], *batch[theirs]), contracted + batched))
+        tokens: list[Axis] = []
+        for axis, size in enumerate(eqn.invars[theirs].aval.shape):
+            if axis not in x_view:
+                tokens += whole((size,), TOKENS + axis)
+                x_view[axis] = tokens[-1]
+        met = group(contracted)
+        view = (*batched, *(free + tokens if mine == 0 else tokens + free))
+        x_axes = tuple(x_view[axis] for axis in range(len(x_view)))
 
-    def _formula(
-        self,
-        weight: Weight,
-        x: Any,
-        tokens: int,
-        precision: Precision,
-        transposed: bool = False,
-    ) -> jax.Array:
-        """Evaluate the site's formula for all stacked layers at once.
+        def compute(bias: Any, key: Any) -> Any:
+            _, d_in, d_out = weight.site.atoms
+            source, target = (d_in, d_out) if met == d_in else (d_out, d_in)
+            groups = [*weight.stack, *tokens]
+            y = on_stack(
+                weight,
+                arrange(x, x_axes, [*groups, source]),
+                len(tokens),
+                Asked.by(eqn),
+                bias,
+                key,
+                transposed=met != d_in,
+            )
+            return restore(y, view, [*groups, target])
 
-        `x` is `[*stack, *tokens, in]` with that many token axes, or `Rows`.
-        """
-        site = weight.site
-        groups = [*weight.stack, *site.atoms[1:]]
-        kernel = arrange(weight.value, weight.view, groups)
-        lengths = ()
-        if not isinstance(x, Rows):
-            lengths = x.shape[len(weight.stack) : len(weight.stack) + tokens]
-            if _may_flatten(site, x, len(weight.stack), tokens):
-                x = x.reshape(*x.shape[: len(weight.stack)], -1, x.shape[-1])
-
-        def layer(p: Any, x: Any, kernel: Any, bias: Any, key: Any) -> jax.Array:
-            if transposed:
-                return _transpose(site, p, x, kernel, precision)
-            return apply_formula(site, p, x, kernel, bias, key, precision)
-
-        arrays = weight.params, x, kernel, weight.bias, self._key(weight)
-        for _ in weight.stack:
-            layer = jax.vmap(layer)
-        y = layer(*arrays)
-        if isinstance(x, Rows):
-            return y
-        return y.reshape(*y.shape[: len(weight.stack)], *lengths, y.shape[-1])
+        stack, rows = _stack(weight, batched), prod(shape(tuple(tokens)))
+        times = prod(shape(tuple(batched)))
+        use = Use("dense", stack, met, group(free), rows, times=times)
+        return self._product(eqn, operands, use, view, compute)
 
     def _conv(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        x, weight = operands
-        rows = ConvInput(x, eqn, weight)
-        y = self._formula(weight, rows, 0, Precision.of(eqn))
-        channel = eqn.params["dimension_numbers"].out_spec[1]
-        out_shape = list(eqn.outvars[0].aval.shape)
-        features = out_shape.pop(channel)
-        return [jnp.moveaxis(y.reshape(*out_shape, features), -1, channel)]
+        if isinstance(operands[0], Weight) or not isinstance(operands[1], Weight):
+            return self._unknown(eqn, operands)
+        x, weight = operands = self.end(operands, "convolved", keep=Weight)
+        groups = eqn.params["feature_group_count"]
+        if (groups, eqn.params["batch_group_count"]) != (1, 1):
+            raise ValueError(
+                f"{weight.site.path}: a convolution with {groups} groups cannot carry "
+                f"{weight.site.method}; expected groups = 1. Leave it out of the rules "
+                "or adapt it with Full()"
+            )
+        spec = eqn.params["dimension_numbers"]
+        out_axis, *in_axes = spec.rhs_spec
+        d_in = group([weight.view[axis] for axis in in_axes])
+        window = tuple(eqn.invars[1].aval.shape[axis] for axis in in_axes[1:])
+        out = weight.view[out_axis]
+        rows = partial(ConvInput, x, eqn, weight)
+        places = [spec.out_spec[1]]
+        return self._rows(eqn, operands, "conv", rows, d_in, places, [out], window)
 
     def _gather(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        weight, ids = operands
-        if leading_index(eqn) and len(weight.view) > 2:
+        leaf, ids = operands
+        if isinstance(ids, Symbol) or not isinstance(leaf, Leaf):
+            return self._unknown(eqn, operands)
+        if leading_index(eqn) and len(leaf.view) > 2:
             return self._index(eqn, operands)
-        y = self._formula(weight, Lookup(ids, eqn, weight), 0, Precision.of(eqn))
-        out_shape = eqn.outvars[0].aval.shape
-        offset = eqn.params["dimension_numbers"].offset_dims
-        batch = [n for axis, n in enumerate(out_shape) if axis not in offset]
-        y = y.reshape(*batch, *shape(weight.view[1:]))
-        last = range(len(batch), len(out_shape))
-        return [jnp.moveaxis(y, tuple(last), tuple(offset))]
+        if not isinstance(leaf, Weight) or not row_lookup(eqn):
+            return self._unknown(eqn, operands)
+        d_in, rows = group(leaf.view[:1]), partial(Lookup, ids, eqn, leaf)
+        places, out = eqn.params["dimension_numbers"].offset_dims, leaf.view[1:]
+        return self._rows(eqn, operands, "embedding", rows, d_in, places, out)
+
+    def _rows(
+        self,
+        eqn: Any,
+        operands: Sequence[Any],
+        kind: Kind,
+        x: Callable[[], Rows],
+        d_in: Axis,
+        places: Sequence[int],
+        out: Sequence[Axis],
+        window: tuple[int, ...] = (),
+    ) -> list[Any]:
+        """A use whose x stands for rows; `out` are the weight's axes of the output."""
+        (weight,) = (o for o in operands if isinstance(o, Weight))
+        view = list(whole(eqn.outvars[0].aval.shape, TOKENS))
+        for place, axis in zip(places, out, strict=True):
+            view[place] = axis
+        batch = [shape((axis,))[0] for i, axis in enumerate(view) if i not in places]
+
+        def compute(bias: Any, key: Any) -> Any:
+            y = on_stack(weight, x(), 0, Asked.by(eqn), bias, key)
+            y = y.reshape(*batch, *shape(tuple(out)))
+            return jnp.moveaxis(y, range(len(batch), y.ndim), places)
+
+        use = Use(kind, _stack(weight), d_in, group(out), prod(batch), window)
+        return self._product(eqn, operands, use, view, compute)
 
 
-def _may_flatten(site: Site, x: jax.Array, stack: int, tokens: int) -> bool:
-    """Flatten unless a second leading axis is sharded over an explicit mesh."""
-    if tokens == 1 or not site.flatten:
-        return False
-    spec = getattr(getattr(jax.typeof(x), "sharding", None), "spec", ())
-    return all(part is None for part in spec[stack + 1 : stack + tokens])
-
-
-def _transpose(
-    site: Site, p: Any, h: jax.Array, kernel: jax.Array, precision: Precision
-) -> jax.Array:
-    """Return `h K'^T`, `[..., in]`: the transpose of the formula's linear part at h."""
-    x = jnp.zeros((*h.shape[:-1], site.d_in), kernel.dtype)
-    wide = Precision(precision.precision, None, kernel.dtype)
-
-    def forward(x: jax.Array) -> jax.Array:
-        return apply_formula(site, p, x, kernel, None, None, wide)
-
-    _, pull = jax.vjp(forward, x)
-    return pull(h.astype(kernel.dtype))[0].astype(precision.out_dtype)
+def _stack(weight: Weight, batched: Sequence[Axis] = ()) -> tuple[Axis, ...]:
+    axes = [*(axis for axis, _ in weight.dropped), *batched]
+    axes.sort(key=lambda axis: (axis[0].axis, -axis[0].stride) if axis else (-1, 0))
+    return tuple(axes)

@@ -1,30 +1,60 @@
-"""Merge one site: its kernel and bias in float32, one stacked layer at a time."""
+"""Merge a site: its kernel and bias in float32, one stacked layer at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from peftjax.core import arrays
 from peftjax.core.affine import NotMergeable, merge_layer
-from peftjax.core.site import BASE, Site
-from peftjax.core.views import arrange, restore, whole
+from peftjax.core.axes import arrange, restore, whole
+from peftjax.core.site import Adapters, Given, Site
+from peftjax.core.uses import Weight
 
 
-def merge_site(site: Site, values: list[Any], p: dict[str, jax.Array]) -> None:
-    """Merge one site into the model's leaves, in place of its kernel and bias.
-
-    Args:
-        site: the adapted layer.
-        values: the model's leaves; changed.
-        p: the site's arrays, see `substitute.params`.
+def merge_leaves(
+    sites: Sequence[Site],
+    leaves: Sequence[Any],
+    adapters: Adapters,
+    given: Mapping[str, Given],
+) -> list[Any]:
+    """Return the model's leaves with some sites merged in.
 
     Raises:
         NotMergeable: a formula that is not affine, a constant that no bias can take, a
             weight stored in integers.
+    """
+    values = list(leaves)
+    for site in sites:
+        stored = None if site.bias_index is None else values[site.bias_index]
+        p, beside = arrays.of_site(site, adapters), given.get(site.path, Given())
+        values[site.index], bias = merge_site(
+            site, values[site.index], stored, p, beside
+        )
+        if site.bias_index is not None:
+            values[site.bias_index] = bias
+    return values
+
+
+def merge_site(
+    site: Site, kernel: Any, bias: Any, p: dict[str, jax.Array], given: Given
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return the merged kernel and bias of one site, as they are stored.
+
+    Args:
+        site: the adapted layer.
+        kernel: its stored weight.
+        bias: its stored bias, or None.
+        p: its arrays, see `arrays.of_site`.
+        given: what is given beside them.
+
+    Raises:
+        NotMergeable: as `merge_leaves`.
     """
     if site.quantised:
         raise NotMergeable(
@@ -32,39 +62,58 @@ def merge_site(site: Site, values: list[Any], p: dict[str, jax.Array]) -> None:
             "model; merging needs a floating weight. Dequantise it first, or keep "
             "the adapter separate"
         )
-    is_base = p.pop(BASE, None)
-    if is_base is not None:
-        is_base = is_base.reshape(-1)[0]
-    leaf = values[site.index]
-    kernel = arrange(leaf, site.stored, site.groups)
-    bias: Any = 0.0
-    if site.bias_index is not None:
-        stored = values[site.bias_index]
-        bias = arrange(stored, whole(stored.shape), site.bias_groups)
-
-    def layer(p: Any, kernel: Any, bias: Any = 0.0) -> Any:
-        return merge_layer(site.method, p, kernel, bias, site.path)
-
-    arguments = (p, kernel) if isinstance(bias, float) else (p, kernel, bias)
-    merged, const = _one_by_one(layer, site.stack, arguments)
-    merged = restore(merged, site.stored, site.groups)
-    merged = merged.astype(leaf.dtype)
-    if is_base is not None:
-        merged = jnp.where(is_base, leaf, merged)
-    values[site.index] = merged
-    if site.bias_index is not None:
-        stored = values[site.bias_index]
-        const = restore(const, whole(stored.shape), site.bias_groups)
-        const = const.astype(stored.dtype)
-        if is_base is not None:
-            const = jnp.where(is_base, stored, const)
-        values[site.bias_index] = const
-    elif const is not None:
+    try:
+        merged, const = _merged(site, kernel, bias, p, given)
+    except NotMergeable as error:
+        raise NotMergeable(f"{site.path}: {error}") from None
+    if bias is None and const is not None:
         raise NotMergeable(
             f"{site.path}: {site.method} adds a constant to the output, but the "
             "layer has no bias of its own to take it. Give the layer a bias, use "
             "a form without constants, or keep the adapter separate"
         )
+    return merged, const
+
+
+@arrays.by_form
+def _merged(site: Site, kernel: Any, bias: Any, p: Any, given: Given) -> Any:
+    layout = None if bias is None else whole(bias.shape)
+    arranged = None if layout is None else arrange(bias, layout, site.bias_groups)
+    arguments = p, given, arrange(kernel, site.stored, site.groups), arranged
+    merged, const = _one_by_one(partial(_layer, site), site.stack, arguments)
+    merged = restore(merged, site.stored, site.groups).astype(kernel.dtype)
+    if layout is not None:
+        const = restore(const, layout, site.bias_groups).astype(bias.dtype)
+    if given.is_base is None:
+        return merged, const
+    is_base = given.is_base.reshape(-1)[0]
+    keep = partial(jnp.where, is_base)
+    return keep(kernel, merged), const if layout is None else keep(bias, const)
+
+
+def merge_used(weight: Weight, why: str) -> jax.Array:
+    """Return the merged weight in the axes and the type that the model has made of it.
+
+    Raises:
+        ValueError: the merged layer has another bias too, which is out of reach here.
+    """
+    site, groups = weight.site, [*weight.stack, *weight.site.atoms[1:]]
+    kernel = arrange(weight.value, weight.view, groups)
+    lengths = kernel.shape[: len(weight.stack)]
+    arguments = weight.params, weight.given, kernel, None
+    merged, const = _one_by_one(partial(_layer, site), lengths, arguments)
+    if site.quantised or site.takes_bias or const is not None:
+        raise ValueError(
+            f"{site.path}: this call uses the weight otherwise than the planned one "
+            f"did ({why}); plan it with example arguments of this kind"
+        )
+    if weight.given.is_base is not None:
+        merged = jnp.where(weight.given.is_base.reshape(-1)[0], kernel, merged)
+    return restore(merged, weight.view, groups).astype(weight.value.dtype)
+
+
+def _layer(site: Site, p: Any, given: Given, kernel: Any, bias: Any) -> Any:
+    return merge_layer(site.method, p, kernel, bias, given.gates)
 
 
 def _one_by_one(

@@ -54,11 +54,12 @@ class Method:
         at_init: the fresh adapter equals the frozen layer `"exact"`-ly, up to
             `"rounding"`, or not at all (`"none"`).
         uses_bias: the bias enters the formula otherwise than by addition.
-        needs_kernel: `init` reads `site.kernel`.
+        needs_kernel: `init` reads `layer.kernel`.
         replaces: the method's `value` replaces the leaf; there is no formula (`Full`).
         shared: names of leaves that all sites share; they live under the path `""`.
-        gated: where `p` holds `gates [heads]` they stand in for what depends on x, so
-            that the layer merges.
+        gated: the formula weighs its heads by gates that depend on x; its argument
+            `gates [heads]`, where given, stands in for them, so that the layer merges.
+            Such a method has a field `heads`.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ()
@@ -82,7 +83,7 @@ class Method:
         """Whether the formula builds an array of the kernel's size (bad in banks)."""
         return False
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
         """Return fresh adapter arrays of one layer, float32."""
         raise NotImplementedError
 
@@ -112,10 +113,10 @@ class Method:
         """Return frozen leaves of one layer drawn anew, where a search asks for it."""
         return {}
 
-    def check(self, site: Layer) -> None:
+    def check(self, layer: Layer) -> None:
         """Raise ValueError where the settings do not fit the layer."""
 
-    def count(self, site: Layer) -> int | None:
+    def count(self, layer: Layer) -> int | None:
         """Return the trainable parameters by a closed form, if there is one."""
         return None
 
@@ -127,6 +128,7 @@ class Method:
         bias: jax.Array | None = None,
         *,
         key: jax.Array | None = None,
+        gates: jax.Array | None = None,
     ) -> jax.Array:
         """Evaluate the formula on arrays: `x [..., in]`, `kernel [in, out]`."""
         if x.ndim < 1 or kernel.ndim != 2 or x.shape[-1] != kernel.shape[0]:
@@ -134,7 +136,22 @@ class Method:
                 f"{type(self).__name__}: expected x [..., in] and kernel [in, out], "
                 f"found x {tuple(x.shape)} and kernel {tuple(kernel.shape)}"
             )
-        return self.formula(p, x, kernel, 0.0 if bias is None else bias, key=key)
+        b = 0.0 if bias is None else bias
+        return self.evaluate(p, x, kernel, b, key=key, gates=gates)
+
+    def evaluate(
+        self,
+        p: Params,
+        x: Any,
+        kernel: Any,
+        bias: Any,
+        *,
+        key: jax.Array | None = None,
+        gates: jax.Array | None = None,
+    ) -> Any:
+        """Call the formula; constant gates go to a `gated` one only."""
+        constant = {} if gates is None else {"gates": gates}
+        return self.formula(p, x, kernel, bias, key=key, **constant)
 
 
 class Rows:
@@ -169,12 +186,12 @@ def dropout(x: Any, rate: float, key: jax.Array | None) -> Any:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
-def check_rank(method: str, name: str, rank: int, site: Layer) -> None:
+def check_rank(method: str, name: str, rank: int, layer: Layer) -> None:
     """Raise ValueError unless `1 <= rank <= min(in, out)`."""
-    limit = min(site.d_in, site.d_out)
+    limit = min(layer.d_in, layer.d_out)
     if not 1 <= rank <= limit:
         raise ValueError(
-            f"{site.path or 'layer'}: {method}({name}={rank}) does not fit a "
-            f"[{site.d_in}, {site.d_out}] weight: expected 1 <= {name} <= {limit}; "
+            f"{layer.path or 'layer'}: {method}({name}={rank}) does not fit a "
+            f"[{layer.d_in}, {layer.d_out}] weight: expected 1 <= {name} <= {limit}; "
             f"choose a smaller {name} or leave this layer out of the rules"
         )

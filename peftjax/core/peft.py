@@ -1,8 +1,8 @@
-"""A planned model: static facts, and pure functions of `(variables, adapters)`."""
+"""`adapt`: a model and rules to a plan; and what a plan can do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -11,21 +11,89 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from peftjax.core import arrays, cost, paths
 from peftjax.core.bank import apply_rows
-from peftjax.core.call import Call
-from peftjax.core.checks import check_adapters, check_finite, planned_leaves
-from peftjax.core.gates import TOTAL, mean_gates
-from peftjax.core.lift import lift
-from peftjax.core.merge import merge_site
+from peftjax.core.gates import mean_gates
+from peftjax.core.jaxpr import Call
+from peftjax.core.merge import merge_leaves
 from peftjax.core.method import Method
-from peftjax.core.plan import Leaves, findings
-from peftjax.core.site import Adapters, Site
-from peftjax.core.start import fresh
-from peftjax.core.substitute import constant, heads_of, params, replaced, symbols
-from peftjax.core.summary import table
+from peftjax.core.plan import plan
+from peftjax.core.run import run
+from peftjax.core.site import Adapters, Given, Leaves, Site
 
 
-@dataclass(frozen=True)
+def adapt(
+    apply_fn: Callable[..., Any],
+    variables: Any,
+    *example_args: Any,
+    rules: Mapping[str, Method],
+    strict: bool = False,
+    flatten: bool = True,
+    **example_kwargs: Any,
+) -> Peft:
+    """Plan the adapters of a model.
+
+    Args:
+        apply_fn: `apply_fn(variables, *args, **kwargs)`, such as `model.apply`.
+        variables: its variables, arrays or `jax.ShapeDtypeStruct`s; boxed
+            (partitioned) parameters are looked into.
+        *example_args: arguments like those of later calls, arrays or shapes; the first
+            axis of the first array counts the examples.
+        rules: regular expression, matched against the whole path of a parameter, to
+            method; the first match wins.
+        strict: a site that would fall back to merging is an error.
+        flatten: flatten activations to `[tokens, in]`, which is faster; False where a
+            second leading axis is sharded over an Auto mesh.
+        **example_kwargs: keyword arguments of the example call.
+
+    Returns:
+        The plan: static facts and pure functions.
+
+    Raises:
+        ValueError: a rule decides no parameter, a method does not fit its leaf, or
+            (strict) a use of a weight is not recognised.
+
+    >>> import flax.linen as nn, jax.numpy as jnp
+    >>> from peftjax.methods.lora import LoRA
+    >>> model, x = nn.Dense(4), jnp.ones((2, 3))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> peft = adapt(model.apply, variables, x, rules={"kernel": LoRA(2, alpha=4.0)})
+    >>> adapters = peft.init(jax.random.key(1))
+    >>> jax.tree.map(jnp.shape, adapters)
+    {'kernel': {'a': (3, 2), 'b': (2, 4)}}
+    >>> bool((peft.apply(variables, adapters, x) == model.apply(variables, x)).all())
+    True
+    """
+    names, leaves, structure = paths.flatten(variables)
+    chosen = paths.match([name for name in names if name is not None], rules)
+    avals = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    known = Leaves(tuple(names), avals)
+    call = Call.of(apply_fn, structure, example_args, example_kwargs)
+    jaxpr, _ = call.trace(avals)
+    sites = plan(jaxpr, known, chosen, call.examples, flatten)
+    slow = [f"{site.path}: {site.reason}" for site in sites if not site.fast]
+    if strict and slow:
+        raise ValueError(
+            "strict=True, but these sites would form a merged weight at every step:\n  "
+            + "\n  ".join(slow)
+        )
+    peft = Peft(apply_fn, tuple(rules.items()), sites, known, structure, variables)
+    _check_formulas(peft, jaxpr, call)
+    return peft
+
+
+def _check_formulas(peft: Peft, jaxpr: Any, call: Call) -> None:
+    """Run the plan without arrays, so that a bad formula fails early."""
+
+    def execute(key: jax.Array, leaves: Any, dynamic: Any) -> Any:
+        adapters = arrays.fresh(peft.sites, leaves, key)
+        return run(jaxpr, peft.sites, leaves, dynamic, adapters, {}, None)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(execute, key, list(peft.leaves.avals), call.dynamic)
+
+
+@dataclass(frozen=True, repr=False)
 class Peft:
     """A planned model: static facts, and pure functions of `(variables, adapters)`.
 
@@ -58,20 +126,7 @@ class Peft:
             ValueError: such a weight is needed and only its shape is known.
         """
         leaves = self._planned(self.base if variables is None else variables)
-        adapters: Adapters = {}
-        for site in self.sites:
-            kernel = leaves[site.index] if site.method.needs_kernel else None
-            if isinstance(kernel, jax.ShapeDtypeStruct):
-                raise ValueError(
-                    f"{site.path}: {type(site.method).__name__} starts from the weight "
-                    "itself, but adapt was given only its shape; pass "
-                    "init(key, variables)"
-                )
-            p = fresh(site, jax.random.fold_in(key, site.index), kernel)
-            for name in site.method.shared:
-                adapters.setdefault("", {}).setdefault(name, p.pop(name))
-            adapters[site.path] = p
-        return adapters
+        return arrays.fresh(self.sites, leaves, key)
 
     def apply(
         self,
@@ -102,19 +157,27 @@ class Peft:
             ValueError: variables or adapters do not have the planned paths and shapes;
                 an id out of range.
         """
-        if adapter_ids is not None:
-            run = partial(self.apply, variables)
-            call = Call.of(self.apply_fn, self.structure, args, kwargs)
-            ids = jnp.asarray(adapter_ids)
-            return apply_rows(run, self.sites, call, adapters, ids)
-        leaves = self._planned(variables)
-        check_adapters(self.sites, adapters)
         call = Call.of(self.apply_fn, self.structure, args, kwargs)
-        jaxpr, out_structure = call.trace(leaves)
-        found = findings(jaxpr, self.leaves, {s.path: s.method for s in self.sites})
-        values = replaced(self.sites, leaves, adapters)
-        values = symbols(self.sites, self.leaves, values, adapters, found, adapter_key)
-        return jax.tree.unflatten(out_structure, lift(jaxpr, [*values, *call.dynamic]))
+        if adapter_ids is None:
+            return self.call(variables, adapters, call, adapter_key=adapter_key)
+        run = partial(self.call, variables, adapter_key=adapter_key)
+        return apply_rows(run, self.sites, call, adapters, jnp.asarray(adapter_ids))
+
+    def call(
+        self,
+        variables: Any,
+        adapters: Adapters,
+        call: Call,
+        given: Mapping[str, Given] | None = None,
+        adapter_key: jax.Array | None = None,
+    ) -> Any:
+        """Run one call, with what is given to some sites beside their arrays."""
+        given = given or {}
+        leaves = self._planned(variables)
+        arrays.check_adapters(self.sites, adapters, given)
+        jaxpr, structure = call.trace(leaves)
+        inputs = leaves, call.dynamic, adapters, given, adapter_key
+        return jax.tree.unflatten(structure, run(jaxpr, self.sites, *inputs))
 
     def merge(self, variables: Any, adapters: Adapters, gates: Any = None) -> Any:
         """Return variables with the adapters merged in; the same tree, nothing mutated.
@@ -135,13 +198,12 @@ class Peft:
                 the site is named.
         """
         leaves = self._planned(variables)
-        check_adapters(self.sites, adapters)
-        check_finite(adapters)
-        given = constant(self.sites, gates)
-        values = replaced(self.sites, leaves, adapters)
-        for site in self.sites:
-            if not site.method.replaces:
-                merge_site(site, values, params(site, adapters, given))
+        arrays.check_adapters(self.sites, adapters, {})
+        arrays.check_finite(adapters)
+        given = arrays.with_gates(self.sites, gates)
+        values = arrays.replaced(self.sites, leaves, adapters, given)
+        formulas = [site for site in self.sites if not site.method.replaces]
+        values = merge_leaves(formulas, values, adapters, given)
         return jax.tree.unflatten(self.structure, values)
 
     def mean_gates(
@@ -159,14 +221,13 @@ class Peft:
             `{path: [*stack, heads]}` float32, as `merge(..., gates=...)` takes it; NaN
             where a site has no part in the output.
         """
-        gated = [site for site in self.sites if site.method.gated]
-        zeros = {s.path: jnp.zeros((*s.stack, heads_of(s) + 1)) for s in gated}
+        shapes = {s.path: arrays.heads(s) for s in arrays.gated(self.sites)}
+        zeros = {path: jnp.zeros((*n[:-1], n[-1] + 1)) for path, n in shapes.items()}
+        call = Call.of(self.apply_fn, self.structure, args, kwargs)
 
         def run(zeros: dict[str, jax.Array]) -> Any:
-            watched = dict(adapters)
-            for path, total in zeros.items():
-                watched[path] = {**adapters[path], TOTAL: total}
-            return self.apply(variables, watched, *args, **kwargs)
+            given = {path: Given(total=total) for path, total in zeros.items()}
+            return self.call(variables, adapters, call, given)
 
         return mean_gates(run, zeros)
 
@@ -182,12 +243,14 @@ class Peft:
 
     def penalty(self, adapters: Adapters) -> jax.Array:
         """Return the sum of the methods' own terms of the loss, a float32 scalar."""
-        total = jnp.zeros((), jnp.float32)
-        for site in self.sites:
-            if type(site.method).penalty is not Method.penalty:
-                p = params(site, adapters)
-                total += jnp.sum(site.stacked(site.method.penalty)(p))
-        return total
+        return jnp.asarray(
+            sum(
+                _penalty(site, arrays.of_site(site, adapters))
+                for site in self.sites
+                if type(site.method).penalty is not Method.penalty
+            ),
+            jnp.float32,
+        )
 
     def partition(self, adapters: Adapters) -> tuple[Adapters, Adapters]:
         """Divide adapters into trainable and frozen leaves; `combine` rejoins them."""
@@ -209,28 +272,27 @@ class Peft:
         }
 
     def summary(self) -> str:
-        """Return a table of the sites: shapes, parameters, FLOPs, fast or merged."""
-        sizes = [
-            prod(aval.shape)
-            for path, aval in zip(self.leaves.paths, self.leaves.avals)
-            if path is not None
-        ]
-        return table(self.sites, sum(sizes))
+        """Return a table of the sites: shapes, parameters, FLOPs, fast or merged.
 
-    def check_formulas(self, call: Call) -> None:
-        """Trace an adapted call without arrays, so that a bad formula fails early."""
+        Sites that differ only in a number stand in one row, with their sums.
+        """
+        return cost.summary(self.sites, self._parameters)
 
-        def run(leaves: Any, adapters: Adapters, dynamic: Any) -> Any:
-            args, kwargs = call.arguments(dynamic)
-            variables = jax.tree.unflatten(self.structure, leaves)
-            return self.apply(variables, adapters, *args, **kwargs)
+    def __repr__(self) -> str:
+        return self.summary()
 
-        def init(key: jax.Array, leaves: Any) -> Adapters:
-            return self.init(key, jax.tree.unflatten(self.structure, leaves))
+    def _repr_html_(self) -> str:
+        return cost.html(self.sites, self._parameters)
 
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        adapters = jax.eval_shape(init, key, list(self.leaves.avals))
-        jax.eval_shape(run, list(self.leaves.avals), adapters, call.dynamic)
+    @property
+    def _parameters(self) -> int:
+        known = zip(self.leaves.paths, self.leaves.avals)
+        return sum(prod(aval.shape) for path, aval in known if path is not None)
 
     def _planned(self, variables: Any) -> list[Any]:
-        return planned_leaves(self.leaves, self.structure, variables)
+        return arrays.planned_leaves(self.leaves, self.structure, variables)
+
+
+@arrays.by_form
+def _penalty(site: Site, p: dict[str, jax.Array]) -> jax.Array:
+    return jnp.sum(site.stacked(site.method.penalty)(p))

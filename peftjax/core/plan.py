@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -11,32 +11,86 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core.affine import NotMergeable, merge_layer
-from peftjax.core.discover import GroupedConvolution, discover
+from peftjax.core.arrays import abstract
+from peftjax.core.axes import shape, whole
+from peftjax.core.cost import flops
+from peftjax.core.jaxpr import opened
+from peftjax.core.lift import Rules
 from peftjax.core.method import Layer, Method
-from peftjax.core.site import Site, flops
-from peftjax.core.uses import Findings, Use
-from peftjax.core.views import Axis, shape, whole
+from peftjax.core.site import Leaves, Site
+from peftjax.core.uses import Leaf, Product, Use, Weight, bias_groups
 
 
-@dataclass(frozen=True)
-class Leaves:
-    """The model's parameters: paths (None outside `params`), shapes and dtypes."""
+class Planner(Rules):
+    """The rules without arrays: what they meet is written down, nothing is computed.
 
-    paths: tuple[str | None, ...]
-    avals: tuple[jax.ShapeDtypeStruct, ...]
+    Attributes:
+        uses: per adapted leaf, the recognised uses.
+        opaque: per adapted leaf, why a use is not recognised.
+        elsewhere: per other leaf, its uses but as the bias of an adapted weight.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uses: dict[int, list[Use]] = {}
+        self.opaque: dict[int, list[str]] = {}
+        self.elsewhere: dict[int, list[str]] = {}
+        self._loops = 1
+
+    def evaluate(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
+        return [None] * len(eqn.outvars)
+
+    def used(self, product: Product, eqn: Any) -> Product:
+        product.use.times *= self._loops
+        self.uses.setdefault(product.weight.index, []).append(product.use)
+        return replace(product, compute=lambda *_: None)
+
+    def added(self, product: Product, leaf: Leaf) -> list[Any] | None:
+        groups = bias_groups(product, leaf)
+        if groups is None:
+            return None
+        product.use.biases.append((leaf.index, groups))
+        return [None]
+
+    def ended(self, symbol: Any, why: str) -> None:
+        if isinstance(symbol, Product):
+            symbol.use.others.append(why)
+            return
+        notes = self.opaque if isinstance(symbol, Weight) else self.elsewhere
+        notes.setdefault(symbol.index, []).append(why)
+
+    def has_members(self, leaf: Leaf) -> bool:
+        return True
+
+    def scan(self, step: Any, carry: Any, xs: Any, length: int, **_: Any) -> Any:
+        outside, self._loops = self._loops, self._loops * length
+        results = step(carry, xs)
+        self._loops = outside
+        return results
+
+    def while_loop(self, cond: Any, body: Any, carry: Any) -> Any:
+        cond(carry)
+        return body(carry)
+
+    def switch(self, index: Any, branches: Sequence[Any], *operands: Any) -> Any:
+        results = [branch(*operands) for branch in branches]
+        return results[0]
+
+    def checkpoint(self, function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        return function
 
 
 def plan(
-    jaxpr: Any,
+    closed: Any,
     leaves: Leaves,
-    chosen: dict[str, Method],
+    chosen: Mapping[str, Method],
     examples: int,
     flatten: bool,
 ) -> tuple[Site, ...]:
     """Return the sites of a model in the order of its leaves.
 
     Args:
-        jaxpr: the model, its parameters first.
+        closed: the model's jaxpr, its parameters first.
         leaves: those parameters.
         chosen: path to method.
         examples: how many examples the traced call held, for FLOPs per example.
@@ -45,102 +99,86 @@ def plan(
     Raises:
         ValueError: a method does not fit its leaf; the message names the path.
     """
-    found = findings(jaxpr, leaves, chosen)
-    sites = []
-    for index, path in enumerate(leaves.paths):
+    sites: list[Site] = []
+    values: list[Any] = [None] * len(opened(closed)[0].invars)
+    for index, (path, aval) in enumerate(zip(leaves.paths, leaves.avals)):
+        values[index] = Leaf(None, index, whole(aval.shape))
         if path is None or path not in chosen:
             continue
-        aval, method = leaves.avals[index], chosen[path]
         site = Site(
-            path, index, method, "other", aval.shape, str(aval.dtype), flatten=flatten
+            path,
+            index,
+            chosen[path],
+            "other",
+            aval.shape,
+            str(aval.dtype),
+            quantised=not jnp.issubdtype(aval.dtype, jnp.floating),
+            flatten=flatten,
         )
-        build = _full if method.replaces else _layer
-        sites.append(build(site, found, leaves, examples))
-    return tuple(sites)
+        sites.append(site)
+        if not site.method.replaces:
+            values[index] = Weight(None, index, site.stored, site=site)
+    found = Planner()
+    found.end(found.walk(closed, values), "returned by the model")
+    return tuple(
+        _full(site) if site.method.replaces else _layer(site, found, leaves, examples)
+        for site in sites
+    )
 
 
-def findings(jaxpr: Any, leaves: Leaves, chosen: dict[str, Method]) -> Findings:
-    """Read the uses of all leaves; those that `Full` replaces hold no formula."""
-    formulas = {
-        index
-        for index, path in enumerate(leaves.paths)
-        if path in chosen and not chosen[path].replaces
-    }
-    try:
-        return discover(jaxpr, len(leaves.paths), formulas)
-    except GroupedConvolution as error:
-        index, groups = error.args
-        raise ValueError(
-            f"{leaves.paths[index]}: a convolution with {groups} groups cannot carry "
-            f"{chosen[str(leaves.paths[index])]}; expected groups = 1. Leave it out of "
-            "the rules or adapt it with Full()"
-        ) from None
-
-
-def _full(site: Site, found: Findings, leaves: Leaves, examples: int) -> Site:
-    if not jnp.issubdtype(leaves.avals[site.index].dtype, jnp.floating):
+def _full(site: Site) -> Site:
+    if site.quantised:
         raise ValueError(
             f"{site.path}: Full() cannot train a leaf of dtype {site.dtype}; expected "
             "a floating dtype"
         )
-    unused = () if site.index in found.seen else ("never used by the model",)
-    return replace(site, trainable=prod(site.shape), notes=unused)
+    return replace(site, trainable=prod(site.shape))
 
 
-def _layer(site: Site, found: Findings, leaves: Leaves, examples: int) -> Site:
+def _layer(site: Site, found: Planner, leaves: Leaves, examples: int) -> Site:
     """Complete the facts of a site that holds a formula."""
-    uses = found.uses.get(site.index, [])
-    if site.index not in found.seen:
-        raise ValueError(
-            f"{site.path}: {site.method} is asked for a parameter that the model never "
-            "uses with these example arguments"
-        )
     if len(site.shape) < 2:
         raise ValueError(
             f"{site.path}: {type(site.method).__name__} needs a weight with at least 2 "
             f"axes, found shape {site.shape}; adapt it with Full() or narrow the rule"
         )
-    reason = "; ".join(dict.fromkeys(found.opaque.get(site.index, [])))
+    uses = found.uses.get(site.index, [])
     site, odd = _canonical(site, uses)
-    reason = "; ".join(filter(None, (reason, odd)))
-    site = replace(
-        site,
-        fast=not reason,
-        reason=reason,
-        quantised=not jnp.issubdtype(leaves.avals[site.index].dtype, jnp.floating),
-    )
+    reasons = [*dict.fromkeys(found.opaque.get(site.index, [])), *odd]
+    site = replace(site, fast=not reasons, reason="; ".join(reasons))
     _check(site)
-    site = pair_bias(site, found, leaves)
-    site = replace(site, notes=_notes(site))
+    site = _pair_bias(site, found, leaves)
     transposed = any(use.d_in != site.atoms[1] for use in uses)
-    if reason or transposed:
-        _must_merge(site, "merged" if reason else "transposed")
-    return _counted(site, uses, examples)
+    if reasons or transposed:
+        _must_merge(site, "merged" if reasons else "transposed")
+    return _counted(replace(site, notes=_notes(site)), uses, examples)
 
 
-def _canonical(site: Site, uses: Sequence[Use]) -> tuple[Site, str]:
+def _canonical(site: Site, uses: Sequence[Use]) -> tuple[Site, list[str]]:
     """Fix the `[*stack, in, out]` view from the uses; say which use does not fit it."""
     if not uses:
         axes = whole(site.shape)
-        atoms = ((), tuple(a for axis in axes[:-1] for a in axis), axes[-1])
-        return _with_atoms(replace(site, kind="dense"), atoms), ""
-    first = next((use for use in uses if use.kind == "embedding"), uses[0])
-    site = replace(site, kind=first.kind, spatial=first.spatial)
-    site = _with_atoms(site, (first.stack, first.d_in, first.d_out))
+        first = Use("dense", (), sum(axes[:-1], ()), axes[-1], 0)
+    else:
+        first = next((use for use in uses if use.kind == "embedding"), uses[0])
+    d_in, d_out = shape((first.d_in, first.d_out))
+    site = replace(
+        site,
+        kind=first.kind,
+        spatial=first.spatial,
+        atoms=(first.stack, first.d_in, first.d_out),
+        stack=shape(first.stack),
+        d_in=d_in,
+        d_out=d_out,
+    )
     for use in uses:
         same = (use.d_in, use.d_out) == (first.d_in, first.d_out)
         swapped = (use.d_out, use.d_in) == (first.d_in, first.d_out)
         if use.stack != first.stack:
-            return site, "used under different stacked axes"
+            return site, ["used under different stacked axes"]
         if not (same or (swapped and use.kind == "dense")):
-            return site, "used with different contracted axes"
-    return site, ""
-
-
-def _with_atoms(site: Site, atoms: tuple[tuple[Axis, ...], Axis, Axis]) -> Site:
-    stack, d_in, d_out = atoms
-    sizes = shape((d_in, d_out))
-    return replace(site, atoms=atoms, stack=shape(stack), d_in=sizes[0], d_out=sizes[1])
+            return site, ["used with different contracted axes"]
+    return site, []
 
 
 def _check(site: Site) -> None:
@@ -158,30 +196,31 @@ def _check(site: Site) -> None:
     site.method.check(site.layer())
 
 
-def pair_bias(site: Site, found: Findings, leaves: Leaves) -> Site:
+def _pair_bias(site: Site, found: Planner, leaves: Leaves) -> Site:
     """Pair the bias that follows every use of the kernel and is used nowhere else."""
     uses = [u for u in found.uses.get(site.index, []) if u.d_in == site.atoms[1]]
-    biases = {tuple(use.biases) for use in uses}
+    added = {tuple(use.biases) for use in uses}
     others = [why for use in uses for why in use.others]
-    own = {index for added in biases for index, _ in added}
-    shared = [
-        index
-        for index, other_uses in found.uses.items()
-        if index != site.index
-        for use in other_uses
-        if {index for index, _ in use.biases} & own
-    ]
-    if len(biases) == 1 and len(found_bias := next(iter(biases))) == 1:
-        bias, groups = found_bias[0]
-        extra = found.elsewhere.get(bias, [])
-        if not (others or extra or shared) and leaves.paths[bias] is not None:
+    if len(added) == 1 and len(biases := next(iter(added))) == 1:
+        ((bias, groups),) = biases
+        others += found.elsewhere.get(bias, [])
+        others += [
+            f"shared with {leaves.paths[index]}"
+            for index, theirs in found.uses.items()
+            if index != site.index and bias in _biases(theirs)
+        ]
+        if not others and leaves.paths[bias] is not None:
             return replace(
-                site, bias=leaves.paths[bias], bias_index=bias, bias_groups=groups
+                site,
+                bias=leaves.paths[bias],
+                bias_index=bias,
+                bias_groups=groups,
             )
-        others = others + extra + [f"shared with {leaves.paths[i]}" for i in shared]
-    sibling = _sibling_bias(site, leaves)
-    named = {leaves.paths[index] for added in biases for index, _ in added}
-    suspects = sorted(filter(None, named | {sibling}))
+    parent, slash, _ = site.path.rpartition("/")
+    sibling = f"{parent}{slash}bias"
+    suspects = {leaves.paths[index] for index in _biases(uses)}
+    suspects |= {sibling} & set(leaves.paths)
+    suspects = sorted(filter(None, suspects))
     if site.method.uses_bias and suspects:
         why = "; ".join(dict.fromkeys(others)) or "not every use adds it"
         raise ValueError(
@@ -192,14 +231,12 @@ def pair_bias(site: Site, found: Findings, leaves: Leaves) -> Site:
     return site
 
 
-def _sibling_bias(site: Site, leaves: Leaves) -> str | None:
-    parent = site.path.rpartition("/")[0]
-    name = f"{parent}/bias" if parent else "bias"
-    return name if name in leaves.paths else None
+def _biases(uses: Sequence[Use]) -> set[int]:
+    return {index for use in uses for index, _ in use.biases}
 
 
 def _notes(site: Site) -> tuple[str, ...]:
-    notes = []
+    notes: list[str] = []
     if site.quantised:
         notes.append(f"{site.dtype} weight, adapted as dequantised; cannot merge")
     if site.bias is None and _adds_constant(site):
@@ -209,35 +246,22 @@ def _notes(site: Site) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _adds_constant(site: Site) -> bool:
-    def constant(p: Any, kernel: Any) -> Any:
-        return merge_layer(site.method, p, kernel, 0.0, site.path)[1]
+def _merge_shapes(site: Site) -> tuple[Any, Any]:
+    p, kernel = abstract(site)
+    return jax.eval_shape(lambda p, k: merge_layer(site.method, p, k, None), p, kernel)
 
+
+def _adds_constant(site: Site) -> bool:
     try:
-        return jax.eval_shape(constant, *_abstract(site)) is not None
+        return _merge_shapes(site)[1] is not None
     except NotMergeable:
         return False
 
 
-def _abstract(site: Site) -> tuple[dict[str, Any], Any]:
-    """Return shapes of the adapter arrays and of the kernel of one layer."""
-
-    def init(key: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
-        return site.method.init(key, site.layer(kernel))
-
-    kernel = jax.ShapeDtypeStruct((site.d_in, site.d_out), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(init, key, kernel), kernel
-
-
 def _must_merge(site: Site, how: str) -> None:
     """Raise where a site that has to be merged, or transposed, cannot be."""
-
-    def merge(p: Any, kernel: Any) -> Any:
-        return merge_layer(site.method, p, kernel, 0.0, site.path)
-
     try:
-        jax.eval_shape(merge, *_abstract(site))
+        _merge_shapes(site)
     except ValueError as error:
         raise ValueError(
             f"{site.path}: this use of the weight needs the {how} form "
@@ -246,22 +270,17 @@ def _must_merge(site: Site, how: str) -> None:
 
 
 def _counted(site: Site, uses: Sequence[Use], examples: int) -> Site:
-    p, _ = _abstract(site)
-    layers = prod(site.stack)
-    trainable = sum(
-        prod(value.shape)
-        for name, value in p.items()
-        if name not in site.method.frozen and name not in site.method.shared
-    )
+    p, _ = abstract(site)
+    untrained = {*site.method.frozen, *site.method.shared}
+    trained = [value for name, value in p.items() if name not in untrained]
     added = 0
     for use in uses:
-        kind = "dense" if use.kind != "embedding" else "embedding"
+        kind = "embedding" if use.kind == "embedding" else "dense"
         layer = Layer(site.d_in, site.d_out, kind)
-        in_stack = prod(shape(use.stack))
-        added += flops(site.method, layer, use.rows, p) * in_stack * use.repeat
+        added += use.times * flops(site.method, layer, use.rows, p)
     return replace(
         site,
-        trainable=trainable * layers,
+        trainable=sum(prod(value.shape) for value in trained) * prod(site.stack),
         flops=added // max(examples, 1),
         arrays=tuple((name, value.shape) for name, value in p.items()),
     )

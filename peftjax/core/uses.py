@@ -1,76 +1,146 @@
-"""What discovery speaks of: leaves, products, and the uses of adapted weights."""
+"""The symbols in a model: leaves, adapted weights, products not yet evaluated."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from peftjax.core.axes import TOKENS, Atom, Axis, View, shape
+from peftjax.core.jaxpr import Symbol
 from peftjax.core.method import Kind
-from peftjax.core.views import TOKENS, Atom, Axis, View, shape
-from peftjax.core.walker import Symbol
+from peftjax.core.site import Given, Site
+
+# What took a stacked axis off: two leaves belong together if the same thing did.
+Token = tuple[str, Any]
 
 
-@dataclass(frozen=True)
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("value",),
+    meta_fields=("index", "view", "dropped"),
+)
+@dataclass(frozen=True, eq=False)
 class Leaf(Symbol):
-    """A parameter, or a view of it.
+    """A parameter that is not adapted, but may be the bias of one that is.
 
     Attributes:
+        value: the array, as the model has laid it out; only its shape while planning.
         index: the parameter's position among the model's leaves.
-        view: its axes now.
+        view: the axes of `value`; one that was broadcast holds no atoms.
         dropped: stacked axes taken off on the way, with what took them.
-        repeat: how often the surrounding loops run.
-        adapted: a formula is to be evaluated here.
-        integer: it is stored in integers, so that a scale follows.
     """
 
+    value: Any
     index: int
     view: View
-    dropped: tuple[tuple[Axis, Any], ...] = ()
-    repeat: int = 1
-    adapted: bool = False
-    integer: bool = False
+    dropped: tuple[tuple[Axis, Token], ...] = ()
+
+    def moved(self, function: Callable[[Any], Any], view: View) -> Leaf:
+        """Lay the value out anew."""
+        return replace(self, value=function(self.value), view=view)
+
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> Leaf:
+        """Apply a function to all that carries the stacked axes in front."""
+        return self
+
+    def leading(self) -> Leaf:
+        """Bring the stacked axis that is first in the view to the front of all that."""
+        return self
+
+    def member(self, token: Token) -> Leaf:
+        """Describe one member, after the leading axis of every array was taken off."""
+        dropped = (*self.dropped, (self.view[0], token))
+        return replace(self, view=self.view[1:], dropped=dropped)
 
 
-@dataclass(frozen=True)
-class Product(Symbol):
-    """The output of one use of a weight; axes hold atoms of the weight or tokens."""
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("value", "params", "given", "key"),
+    meta_fields=("index", "view", "dropped", "site"),
+)
+@dataclass(frozen=True, eq=False)
+class Weight(Leaf):
+    """An adapted weight on its way through the model.
 
-    use: Use
-    view: View
+    Attributes:
+        site: the static facts; while planning only those known before.
+        params: adapter arrays, the stacked axes still to come in front; none while
+            planning.
+        given: what the call gives beside them.
+        key: dropout keys `[*stack]`, or None.
+    """
+
+    site: Site = field(kw_only=True)
+    params: dict[str, jax.Array] = field(default_factory=dict)
+    given: Given = field(default_factory=Given)
+    key: jax.Array | None = None
+
+    @property
+    def stack(self) -> tuple[Axis, ...]:
+        """The planned stacked axes that are still to come."""
+        gone = [axis for axis, _ in self.dropped]
+        return tuple(axis for axis in self.site.atoms[0] if axis not in gone)
+
+    def map(self, function: Callable[[jax.Array], jax.Array]) -> Weight:
+        carried = self.params, self.given, self.key
+        params, given, key = jax.tree.map(function, carried)
+        return replace(self, params=params, given=given, key=key)
+
+    def leading(self) -> Weight:
+        place = partial(self.stack.index, self.view[0])
+        return self.map(lambda array: jnp.moveaxis(array, place(), 0))
 
 
 @dataclass(eq=False)
 class Use:
-    """One use of an adapted weight by the model."""
+    """One use of an adapted weight by the model.
 
-    leaf: int
+    Attributes:
+        kind: of the layer.
+        stack, d_in, d_out: the axes of the weight as this use sees them.
+        rows: tokens, output positions or ids, for one layer.
+        spatial: the window of a convolution.
+        times: how often it runs: loops around it, and layers that it does at once.
+        biases: leaves that are added to it, with their axes as `[*stack, out]`.
+        others: what else is done to its output.
+    """
+
     kind: Kind
     stack: tuple[Axis, ...]
     d_in: Axis
     d_out: Axis
     rows: int
-    dropped: tuple[tuple[Axis, Any], ...]
     spatial: tuple[int, ...] = ()
-    repeat: int = 1
+    times: int = 1
     biases: list[tuple[int, tuple[Axis, ...]]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Findings:
-    """Everything known of the parameters of a model.
+@dataclass(frozen=True, eq=False)
+class Product(Symbol):
+    """The output of one use of a weight, evaluated when it is known what is added.
 
     Attributes:
-        uses: per adapted leaf, the recognised uses.
-        opaque: per adapted leaf, why a use is not recognised.
-        elsewhere: leaves used otherwise than as the bias of an adapted weight.
-        seen: leaves that are used at all.
+        weight: the weight, as it was used.
+        use: that use.
+        view: the output's axes; they hold atoms of the weight or of tokens.
+        compute: the output, given the bias `[*stack, out]` that the formula is to add,
+            or None, and the dropout keys.
     """
 
-    uses: dict[int, list[Use]] = field(default_factory=dict)
-    opaque: dict[int, list[str]] = field(default_factory=dict)
-    elsewhere: dict[int, list[str]] = field(default_factory=dict)
-    seen: set[int] = field(default_factory=set)
+    weight: Weight
+    use: Use
+    view: View
+    compute: Callable[[Any, Any], Any]
+
+    def moved(self, function: Callable[[Any], Any], view: View) -> Product:
+        """Lay the output out anew, once it is there."""
+        return replace(self, view=view, compute=lambda *a: function(self.compute(*a)))
 
 
 def bias_groups(product: Product, leaf: Leaf) -> tuple[Axis, ...] | None:
@@ -79,19 +149,18 @@ def bias_groups(product: Product, leaf: Leaf) -> tuple[Axis, ...] | None:
     It is one if it holds one number per output, in the order of the outputs, and was
     taken from its stack together with the weight.
     """
-    use = product.use
-    if len(leaf.view) != len(product.view) or len(leaf.dropped) != len(use.dropped):
+    use, dropped = product.use, product.weight.dropped
+    if len(leaf.view) != len(product.view) or len(leaf.dropped) != len(dropped):
         return None
     of: dict[Axis, Axis] = {}
-    for (axis, token), (bias_axis, bias_token) in zip(use.dropped, leaf.dropped):
+    for (axis, token), (bias_axis, bias_token) in zip(dropped, leaf.dropped):
         if token != bias_token or shape((axis,)) != shape((bias_axis,)):
             return None
         of[axis] = bias_axis
     out: list[Atom] = []
     out_bias: list[Atom] = []
     for axis, bias_axis in zip(product.view, leaf.view, strict=True):
-        is_weight = any(atom.axis < TOKENS for atom in axis)
-        if not is_weight:
+        if not any(atom.axis < TOKENS for atom in axis):
             if any(atom.size != 1 for atom in bias_axis):
                 return None
         elif shape((axis,)) != shape((bias_axis,)):

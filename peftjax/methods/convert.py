@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peftjax.core.axes import arrange
 from peftjax.core.method import Method
 from peftjax.core.paths import flatten
 from peftjax.core.peft import Peft
 from peftjax.core.site import Adapters, Site
-from peftjax.core.views import arrange
 from peftjax.methods.full import Full
 from peftjax.methods.lora import LoRA
 
@@ -60,7 +60,7 @@ def to_lora(
         NotMergeable: an adapter that cannot be merged.
 
     >>> import flax.linen as nn
-    >>> from peftjax.core.adapt import adapt
+    >>> from peftjax.core.peft import adapt
     >>> model, x = nn.Dense(4), jnp.ones((1, 6))
     >>> variables = model.init(jax.random.key(0), x)
     >>> peft = adapt(model.apply, variables, x, rules={"kernel": LoRA(3, alpha=9.0)})

@@ -34,7 +34,7 @@ class HydraLoRA(Method):
     it read the layer's input, which is the default.
 
     The gates depend on the token, so the layer merges only with constant gates: where
-    `p` holds `gates [N]` they stand in for the router. With one head the gate is 1, the
+    `gates [N]` are given they stand in for the router. With one head the gate is 1, the
     layer is LoRA, and its router (stored as in the released code) is not trained.
 
     Attributes:
@@ -118,10 +118,10 @@ class HydraLoRA(Method):
         low = [dropout(x, self.dropout, key) @ p["a"] for key in keys]
         return jnp.stack(low, axis=-2)
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p, x, kernel, bias, *, key=None, gates=None):
         low, b = self._low(p, x, key), p["b"]
-        if "gates" in p:
-            low = p["gates"][:, None] * low
+        if gates is not None:
+            low = gates.astype(low.dtype)[:, None] * low
         elif self.heads > 1:
             low = self.gates(p, x).astype(low.dtype)[..., None] * low
         flat = low.reshape(*low.shape[:-2], -1)

@@ -36,7 +36,7 @@ def to_glora(peft: Peft, adapters: Adapters) -> Subnet:
             site is left.
 
     >>> import jax, jax.numpy as jnp, flax.linen as nn
-    >>> from peftjax.core.adapt import adapt
+    >>> from peftjax.core.peft import adapt
     >>> model, x = nn.Dense(4), jnp.ones((1, 6))
     >>> v = model.init(jax.random.key(0), x)
     >>> peft = adapt(model.apply, v, x, rules={"kernel": GLoRASupernet(rank=2)})

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from peftjax.core.adapt import adapt
 from peftjax.core.affine import NotMergeable, merge_layer
+from peftjax.core.arrays import with_gates
+from peftjax.core.jaxpr import Call
 from peftjax.core.method import Layer, Method
-from peftjax.core.nnx import from_nnx
-from peftjax.core.peft import Peft
+from peftjax.core.peft import Peft, adapt
 from peftjax.core.site import Adapters
-from peftjax.core.substitute import constant, params
+from peftjax.nnx import from_nnx
 from peftjax.testing.model import VOCAB, WIDTH, Everything, NnxEverything
 
 DENSE = r"(attention/\w+|remat/fc\d|scanned/fc\d|head)/kernel"
@@ -62,16 +62,17 @@ class Case:
     @cached_property
     def creates_bias(self) -> bool:
         """Whether the method adds a constant where a layer has no bias."""
-        return self._merge_alone(0.0, gated=True)[1] is not None
+        return self._merge_alone(None, gated=True)[1] is not None
 
     def _merge_alone(self, bias: Any, gated: bool = False) -> Any:
         kernel = jax.random.normal(jax.random.key(5), (WIDTH, WIDTH))
         p = self.method.init(
             jax.random.key(0), Layer(WIDTH, WIDTH, "dense", kernel, "layer")
         )
+        gates = None
         if gated and self.method.gated:
-            p["gates"] = jnp.ones(self.method.heads)  # pyright: ignore
-        return merge_layer(self.method, p, kernel, bias, "layer")
+            gates = jnp.ones(self.method.heads)  # pyright: ignore
+        return merge_layer(self.method, p, kernel, bias, gates)
 
     def patterns(self, mergeable: bool) -> list[str]:
         """Return rules for all layers where the method is defined (and merges)."""
@@ -118,9 +119,7 @@ class Case:
             return self.apply_fn(peft.merge(variables, adapters, gates), *inputs)
 
         def gated(adapters: Adapters) -> jax.Array:
-            gates = constant(peft.sites, "uniform")
-            given = {s.path: params(s, adapters, gates) for s in peft.sites}
-            return adapted(given)
+            return self.with_gates(variables, adapters, "uniform")
 
         def both(run: Callable[..., jax.Array]) -> tuple[jax.Array, Adapters]:
             """Return the output, and the gradient of its product with a cotangent."""
@@ -142,6 +141,12 @@ class Case:
             "merged": both(merged),
             "stacked": jax.vmap(adapted)(pair),
         }
+
+    def with_gates(self, variables: Any, adapters: Adapters, gates: Any) -> jax.Array:
+        """Run the adapted model with constant gates, as `merge` takes them."""
+        call = Call.of(self.apply_fn, self.peft.structure, self.inputs, {})
+        given = with_gates(self.peft.sites, gates)
+        return self.peft.call(variables, adapters, call, given)
 
     @property
     def bound(self) -> float:

@@ -14,9 +14,8 @@ import numpy as np
 from flax import nnx
 
 from peftjax.core.affine import NotMergeable
-from peftjax.core.nnx import to_nnx
 from peftjax.core.site import Adapters
-from peftjax.core.substitute import constant, params
+from peftjax.nnx import to_nnx
 from peftjax.testing.case import (
     CONV,
     DENSE,
@@ -190,13 +189,8 @@ def _agree(what: str, case: Case, adapters: Adapters) -> tuple[Any, jax.Array]:
     gates = None if case.affine else "uniform"
 
     def run(variables: Any, adapters: Adapters) -> tuple[jax.Array, Any, jax.Array]:
-        given = adapters
-        if not case.affine:
-            sites = case.peft.sites
-            fixed = constant(sites, gates)
-            given = {site.path: params(site, adapters, fixed) for site in sites}
         merged = case.peft.merge(variables, adapters, gates)
-        adapted = case.peft.apply(variables, given, *case.inputs)
+        adapted = case.with_gates(variables, adapters, gates)
         return adapted, merged, case.apply_fn(merged, *case.inputs)
 
     found, merged, expected = jax.jit(run)(case.variables, adapters)

@@ -47,11 +47,11 @@ def test_supernet_in_all_432_structures(golden):
 
 def test_supernet_merges_in_all_432_structures(golden):
     method, p = supernet_of(golden)
-    kernel, bias = jnp.asarray(golden["weight"].T), golden.get("bias", 0.0)
-    bias = bias if isinstance(bias, float) else jnp.asarray(bias)
+    kernel = jnp.asarray(golden["weight"].T)
+    bias = jnp.asarray(golden["bias"]) if "bias" in golden else None
 
     def merge(structure):
-        return merge_layer(method, {**p, "structure": structure}, kernel, bias, "")
+        return merge_layer(method, {**p, "structure": structure}, kernel, bias)
 
     weights, biases = jax.jit(jax.vmap(merge))(golden["structures"])
     close(weights, golden["effective_weight"].transpose(0, 2, 1))

@@ -130,7 +130,7 @@ def test_is_the_chain_of_reflections(case):
     chain = dense_chain(p["u"], method.eps, method.orthogonal)
     wanted = chain.T @ kernel if method.side == "input" else kernel @ chain
     close(method(p, x, kernel, bias), x @ wanted + bias)
-    merged, const = merge_layer(method, p, kernel, bias, "")
+    merged, const = merge_layer(method, p, kernel, bias)
     close(merged, wanted)
     close(const, bias)
     close(method.unmerge(p, merged), kernel)

@@ -134,7 +134,7 @@ def test_merge_with_constant_gates(case, gates):
     merged = peft.merge(variables, {"kernel": p}, gates=gates)
     close(merged["params"]["kernel"], kernel + 3.0 * p["a"] @ mean_b)
     close(merged["params"]["bias"], bias)
-    close(model.apply(merged, x), method({**p, "gates": g}, x, kernel, bias))
+    close(model.apply(merged, x), method(p, x, kernel, bias, gates=g))
 
 
 def test_mean_gate_over_data(case):

@@ -1,4 +1,4 @@
-"""One walker for jaxprs in which some values are symbols that only rules understand.
+"""A call of a model as a jaxpr, and the walker for jaxprs that hold symbols.
 
 `walk` evaluates a jaxpr equation by equation. An equation none of whose operands is a
 `Symbol` is evaluated as it is; any other goes to the rule of its primitive. Everything
@@ -8,17 +8,20 @@ here that depends on the JAX version stands in this file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core as jex
 
+Rule = Callable[[Any, list[Any]], Sequence[Any]]
+
+JIT = ("jit", "pjit", "closed_call", "core_call")
+REMAT = ("checkpoint", "remat", "remat2")
+
 
 class Symbol:
     """A value that stands for more than an array; only rules can use it."""
-
-
-Rule = Callable[[Any, list[Any]], Sequence[Any]]
 
 
 def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
@@ -71,6 +74,11 @@ def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
+def called(eqn: Any) -> Any:
+    """Return the jaxpr that a `jit`, `remat` or `custom_jvp` equation calls."""
+    return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+
+
 class Scan(NamedTuple):
     """A scan equation's body and how its operands divide."""
 
@@ -87,14 +95,12 @@ class Scan(NamedTuple):
 
 
 def scan_parts(eqn: Any) -> Scan:
-    """Read a scan equation.
-
-    What is carried and what is stacked is read off the shapes, since the names of the
-    parameters differ between JAX versions: a stacked value has one more axis outside.
-    """
+    """Read a scan equation."""
     body = eqn.params["jaxpr"]
     inner, _ = opened(body)
 
+    # The names of the parameters that say so differ between JAX versions; the shapes do
+    # not: a stacked value has one more axis outside.
     def stacked(outer: Sequence[Any], inside: Sequence[Any]) -> int:
         return sum(
             o.aval.ndim > i.aval.ndim for o, i in zip(outer, inside, strict=True)
@@ -129,14 +135,64 @@ def while_parts(eqn: Any, operands: Sequence[Any]) -> While:
     )
 
 
-def remat(eqn: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function in the rematerialisation that an equation asks for."""
-    return jax.checkpoint(
-        function,
-        prevent_cse=eqn.params.get("prevent_cse", True),
-        policy=eqn.params.get("policy"),
-    )
+@dataclass(frozen=True)
+class Call:
+    """Arguments of a model, arrays apart from everything else.
+
+    Arrays and `ShapeDtypeStruct`s are traced; Python values (`train=True`, names of
+    mutable collections) stay what they are.
+    """
+
+    apply_fn: Callable[..., Any]
+    variables: Any
+    dynamic: list[Any]
+    static: tuple[Any, ...]
+    structure: Any
+
+    @classmethod
+    def of(
+        cls,
+        apply_fn: Callable[..., Any],
+        variables: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Call:
+        """Sort the arguments of a call; `variables` is the structure of the first."""
+        leaves, structure = jax.tree.flatten((tuple(args), dict(kwargs)))
+        dynamic = [leaf for leaf in leaves if _is_array(leaf)]
+        static = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
+        return cls(apply_fn, variables, dynamic, static, structure)
+
+    @property
+    def examples(self) -> int:
+        """The length of the first axis of the first array."""
+        shapes = [leaf.shape for leaf in self.dynamic if len(leaf.shape)]
+        return shapes[0][0] if shapes else 1
+
+    def arguments(
+        self, dynamic: Sequence[Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put arrays back among the Python values."""
+        arrays = iter(dynamic)
+        leaves = [next(arrays) if leaf is _ARRAY else leaf for leaf in self.static]
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def trace(self, leaves: Sequence[Any]) -> tuple[Any, Any]:
+        """Return the jaxpr, with inputs `[*leaves, *dynamic]`, and the output tree."""
+
+        def function(leaves: Sequence[Any], dynamic: Sequence[Any]) -> Any:
+            args, kwargs = self.arguments(dynamic)
+            variables = jax.tree.unflatten(self.variables, leaves)
+            return self.apply_fn(variables, *args, **kwargs)
+
+        jaxpr, out = jax.make_jaxpr(function, return_shape=True)(
+            list(leaves), self.dynamic
+        )
+        return jaxpr, jax.tree.structure(out)
 
 
-JIT = ("jit", "pjit", "closed_call", "core_call")
-REMAT = ("checkpoint", "remat", "remat2")
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+_ARRAY: Any = object()  # marks the place of an array among the static arguments

@@ -1,0 +1,182 @@
+"""What a plan costs: FLOPs of one formula, and the table of all sites."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from html import escape
+from math import prod
+from textwrap import wrap
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.core.jaxpr import walk
+from peftjax.core.method import Layer, Method
+from peftjax.core.site import Site
+
+COLUMNS = 110
+_HEADER = ("path", "kind", "[in, out]", "method", "trainable", "+FLOPs", "runs")
+
+
+def flops(method: Method, layer: Layer, rows: int, names: dict[str, Any]) -> int:
+    """Count the FLOPs that a formula adds to the frozen layer on `rows` rows.
+
+    Args:
+        method: the adapter.
+        layer: its facts.
+        rows: tokens, output positions or looked-up ids.
+        names: shapes and dtypes of the adapter arrays of one layer.
+    """
+    lookup = layer.kind == "embedding"
+    x = jax.ShapeDtypeStruct((rows, layer.d_in), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((layer.d_in, layer.d_out), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda x, p, k: method.formula(p, x, k, 0.0))(
+        x, names, kernel
+    )
+    total, loops = 0, 1
+
+    def count(eqn: Any, is_x: list[Any]) -> list[Any]:
+        nonlocal total, loops
+        if eqn.primitive.name == "dot_general" and not (is_x[0] and lookup):
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            inner = prod(eqn.invars[0].aval.shape[axis] for axis in contract)
+            total += 2 * inner * eqn.outvars[0].aval.size * loops
+        outside, loops = loops, loops * int(eqn.params.get("length", 1))
+        for inside in (eqn.params.get("jaxpr"), eqn.params.get("call_jaxpr")):
+            if inside is not None:
+                walk(inside, [False] * len(eqn.invars), {}, count, count)
+        loops = outside
+        return [False] * len(eqn.outvars)
+
+    walk(jaxpr, [True, *[False] * (len(names) + 1)], {}, count, count)
+    return total - (0 if lookup else 2 * rows * layer.d_in * layer.d_out)
+
+
+def summary(sites: Sequence[Site], parameters: int) -> str:
+    """Return a table of sites, those that differ only in a number as one, with totals.
+
+    Args:
+        sites: the adapted layers.
+        parameters: how many parameters the model has.
+    """
+    groups = _folded(sites)
+    rows = [_HEADER, *(_row(path, members) for path, members in groups.items())]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for narrow, least in (3, 16), (0, 24):  # settings first, then the path
+        excess = sum(widths) + 2 * len(widths) - 2 - COLUMNS
+        widths[narrow] -= min(max(excess, 0), max(widths[narrow] - least, 0))
+    lines = [
+        "  ".join(_clip(c, w).ljust(w) for c, w in zip(row, widths)).rstrip()
+        for row in rows
+    ]
+    rule = "-" * max(map(len, lines))
+    below = [*_notes(groups), _totals(sites, parameters)]
+    return "\n".join([lines[0], rule, *lines[1:], rule, *below])
+
+
+def html(sites: Sequence[Site], parameters: int) -> str:
+    """Return the same table for a notebook."""
+    groups = _folded(sites)
+    rows = [_row(path, members) for path, members in groups.items()]
+    cells = [[f"<td>{escape(cell)}</td>" for cell in row] for row in rows]
+    head = "".join(f"<th>{escape(name)}</th>" for name in _HEADER)
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+    below = [*_notes(groups), _totals(sites, parameters)]
+    lines = "".join(f"<p>{escape(line)}</p>" for line in below)
+    return f"<table><tr>{head}</tr>{body}</table>{lines}"
+
+
+def _folded(sites: Sequence[Site]) -> dict[str, list[Site]]:
+    """Group sites of one form whose paths differ in numbers that run through a grid."""
+    alike: dict[Any, list[Site]] = {}
+    for site in sites:
+        facts = site.kind, site.stack, site.d_in, site.d_out, str(site.method)
+        facts = *facts, site.trainable, site.flops, site.reason, site.notes
+        alike.setdefault((re.sub(r"\d+", "#", site.path), facts), []).append(site)
+    groups: dict[str, list[Site]] = {}
+    for (pattern, _), members in alike.items():
+        numbers = [[int(n) for n in re.findall(r"\d+", site.path)] for site in members]
+        values = [sorted(set(column)) for column in zip(*numbers)]
+        if prod(map(len, values)) == len(members):
+            for column in values:
+                pattern = pattern.replace("#", _range(column), 1)
+            groups[pattern] = members
+        else:
+            groups.update({site.path: [site] for site in members})
+    return groups
+
+
+def _range(values: Sequence[int]) -> str:
+    """Return the text of numbers.
+
+    >>> _range([3]), _range([0, 1, 2]), _range([0, 2])
+    ('3', '{0..2}', '{0,2}')
+    """
+    if len(values) == 1:
+        return str(values[0])
+    whole = len(values) > 2 and values[-1] - values[0] == len(values) - 1
+    text = f"{values[0]}..{values[-1]}" if whole else ",".join(map(str, values))
+    return "{" + text + "}"
+
+
+def _row(path: str, members: Sequence[Site]) -> tuple[str, ...]:
+    site = members[0]
+    sizes = [site.d_in, site.d_out] if site.d_out else list(site.shape)
+    return (
+        path,
+        site.kind,
+        "".join(f"{n} x " for n in site.stack) + str(sizes),
+        brief(site.method),
+        f"{sum(member.trainable for member in members):,}",
+        f"{sum(member.flops for member in members):,}",
+        "fast" if site.fast else "merged",
+    )
+
+
+def brief(method: Method) -> str:
+    """Return a method with the settings that are not the default.
+
+    >>> from peftjax.methods.lora import LoRA
+    >>> brief(LoRA(rank=8, alpha=16.0))
+    'LoRA(rank=8, alpha=16.0)'
+    """
+    settings = {field.name: getattr(method, field.name) for field in fields(method)}
+    defaults = {field.name: field.default for field in fields(method)}
+    told = [f"{n}={v!r}" for n, v in settings.items() if v != defaults[n]]
+    return f"{type(method).__name__}({', '.join(told)})"
+
+
+def _clip(text: str, width: int) -> str:
+    """Shorten a text in its middle."""
+    if len(text) <= width:
+        return text
+    left = (width - 1) // 2
+    return f"{text[:left]}…{text[len(text) - width + left + 1 :]}"
+
+
+def _notes(groups: dict[str, list[Site]]) -> list[str]:
+    lines: list[str] = []
+    for path, (site, *_) in groups.items():
+        notes = site.notes if site.fast else (f"merged: {site.reason}", *site.notes)
+        for note in notes:
+            lines += wrap(f"{path}: {note}", COLUMNS, subsequent_indent="  ")
+    return lines
+
+
+def _totals(sites: Sequence[Site], parameters: int) -> str:
+    shared = {
+        name: shape
+        for site in sites
+        for name, shape in site.arrays
+        if name in site.method.shared and name not in site.method.frozen
+    }
+    trainable = sum(site.trainable for site in sites) + sum(map(prod, shared.values()))
+    return (
+        f"{len(sites)} sites, {sum(not site.fast for site in sites)} merged; "
+        f"{trainable:,} trainable parameters, "
+        f"{100 * trainable / max(parameters, 1):.3f}% of {parameters:,}; "
+        f"{sum(site.flops for site in sites):,} FLOPs per example added"
+    )

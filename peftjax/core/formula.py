@@ -1,0 +1,275 @@
+"""Evaluate one formula as the model computes its layer: types, stacks, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from peftjax.core.axes import TOKENS, arrange, restore, whole
+from peftjax.core.gates import observe
+from peftjax.core.jaxpr import evaluate, walk
+from peftjax.core.method import Method, Rows
+from peftjax.core.site import Given, Site
+from peftjax.core.uses import Weight
+
+Formula = Callable[[Any, Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the model asked of its own product."""
+
+    precision: Any
+    preferred: Any
+    out_dtype: Any
+
+    @classmethod
+    def by(cls, eqn: Any) -> Asked:
+        return cls(
+            eqn.params.get("precision"),
+            eqn.params.get("preferred_element_type"),
+            eqn.outvars[0].aval.dtype,
+        )
+
+    @property
+    def name(self) -> str | None:
+        """The precision as `jax.default_matmul_precision` takes it."""
+        wanted = self.precision
+        if isinstance(wanted, tuple):
+            wanted = max(wanted, key=lambda item: item.value)
+        if isinstance(wanted, lax.Precision):
+            return wanted.name.lower()
+        return None if wanted is None else str(getattr(wanted, "name", wanted))
+
+
+def on_stack(
+    weight: Weight,
+    x: Any,
+    tokens: int,
+    asked: Asked,
+    bias: jax.Array | None,
+    key: jax.Array | None,
+    transposed: bool = False,
+) -> jax.Array:
+    """Evaluate a formula for all stacked layers of a weight at once.
+
+    Args:
+        weight: the weight, some of whose stacked axes may have been taken off.
+        x: `[*stack, *tokens, in]`, or `Rows` for a weight without a stack.
+        tokens: how many token axes x has.
+        asked: the model's own precision and types, given to every dot.
+        bias: `[*stack, out]` where the formula is to add it.
+        key: dropout keys `[*stack]`.
+        transposed: x is `[..., out]`, and the transpose of the linear part is meant.
+    """
+    site, stack = weight.site, weight.stack
+    kernel = arrange(weight.value, weight.view, [*stack, *site.atoms[1:]])
+    lengths: tuple[int, ...] = ()
+    if not isinstance(x, Rows):
+        lengths = x.shape[len(stack) : len(stack) + tokens]
+        if _may_flatten(site, x, len(stack), tokens):
+            x = x.reshape(*x.shape[: len(stack)], -1, x.shape[-1])
+
+    def layer(p: Any, given: Given, x: Any, kernel: Any, bias: Any, key: Any) -> Any:
+        if transposed:
+            return _transpose(site, p, given, x, kernel, asked)
+        return on_layer(site, p, given, x, kernel, bias, key, asked)
+
+    for _ in stack:
+        layer = jax.vmap(layer)
+    y = layer(weight.params, weight.given, x, kernel, bias, key)
+    if isinstance(x, Rows):
+        return y
+    return y.reshape(*y.shape[: len(stack)], *lengths, y.shape[-1])
+
+
+def _may_flatten(site: Site, x: jax.Array, stack: int, tokens: int) -> bool:
+    """Flatten unless a second leading axis is sharded over an explicit mesh."""
+    if tokens == 1 or not site.flatten:
+        return False
+    spec = getattr(getattr(jax.typeof(x), "sharding", None), "spec", ())
+    return all(part is None for part in spec[stack + 1 : stack + tokens])
+
+
+def _transpose(
+    site: Site, p: Any, given: Given, h: jax.Array, kernel: jax.Array, asked: Asked
+) -> jax.Array:
+    """Return `h K'^T`, `[..., in]`: the transpose of the formula's linear part at h."""
+    x = jnp.zeros((*h.shape[:-1], site.d_in), kernel.dtype)
+    wide = Asked(asked.precision, None, kernel.dtype)
+
+    def forward(x: jax.Array) -> jax.Array:
+        return on_layer(site, p, given, x, kernel, None, None, wide)
+
+    _, pull = jax.vjp(forward, x)
+    return pull(h.astype(kernel.dtype))[0].astype(asked.out_dtype)
+
+
+def on_layer(
+    site: Site,
+    p: dict[str, jax.Array],
+    given: Given,
+    x: Any,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    key: jax.Array | None,
+    asked: Asked,
+) -> jax.Array:
+    """Evaluate a formula on one layer as the model computes it.
+
+    Args:
+        site: the adapted layer.
+        p: adapter arrays of this layer.
+        given: what the call gives beside them.
+        x: `[..., in]`, or `Rows`.
+        kernel: `[in, out]` in the compute dtype.
+        bias: `[out]`, or None where the model adds it itself.
+        key: for dropout.
+        asked: the model's own precision and types, given to every dot.
+    """
+    method = site.method
+    p = cast(method, p, kernel.dtype)
+    b = 0.0 if bias is None else bias.astype(kernel.dtype)
+
+    def formula(x: Any, p: Any, kernel: Any) -> Any:
+        y = method.evaluate(p, x, kernel, b, key=key, gates=given.gates)
+        if given.is_base is not None:
+            y = jnp.where(given.is_base, x @ kernel + b, y)
+        if given.total is not None:
+            y = observe(y, given.total, method.gates(p, x))
+        return y
+
+    with jax.default_matmul_precision(asked.name):
+        if isinstance(x, Rows):
+            y = _on_rows(site, formula, x, p, kernel)
+        elif _wider(asked.preferred, x.dtype, kernel.dtype):
+            y = _in_wider_type(formula, asked.preferred, x, p, kernel)
+        else:
+            y = formula(x, p, kernel)
+    return y.astype(asked.out_dtype)
+
+
+def cast(method: Method, p: dict[str, jax.Array], dtype: Any) -> dict[str, jax.Array]:
+    """Cast floating adapter arrays to the compute dtype, except the `float32` names."""
+    return {
+        name: value.astype(dtype)
+        if _floating(value) and name not in method.float32
+        else value
+        for name, value in p.items()
+    }
+
+
+def _floating(value: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
+def _on_rows(site: Site, formula: Formula, x: Rows, p: Any, kernel: Any) -> jax.Array:
+    try:
+        return formula(x, p, kernel)
+    except (TypeError, AttributeError) as error:
+        raise TypeError(
+            f"{site.path}: on a {site.kind} layer the formula of {site.method} may use "
+            f"x only as `x @ M`; it failed with: {error}. Write it so, or leave "
+            f"{site.kind!r} out of the method's `kinds`"
+        ) from error
+
+
+def _wider(preferred: Any, *dtypes: Any) -> bool:
+    return (
+        preferred is not None
+        and jnp.result_type(*dtypes) != preferred
+        and jnp.issubdtype(preferred, jnp.floating)
+    )
+
+
+_ELEMENTWISE = (
+    "add sub mul div neg select_n reshape transpose broadcast_in_dim squeeze "
+    "expand_dims reduce_sum"
+).split()
+
+
+def _in_wider_type(formula: Formula, preferred: Any, *inputs: Any) -> jax.Array:
+    """Evaluate a formula with its dots, and so what follows them, in a wider type."""
+    jaxpr = jax.make_jaxpr(formula)(*inputs)
+
+    def plain(eqn: Any, values: list[Any]) -> list[Any]:
+        if eqn.primitive.name in ("dot_general", *_ELEMENTWISE):
+            wide = jnp.result_type(*(v for v in values if _floating(v)))
+            values = [jnp.asarray(v, wide) if _floating(v) else v for v in values]
+            params = dict(eqn.params)
+            if eqn.primitive.name == "dot_general":
+                params["preferred_element_type"] = preferred
+            return [eqn.primitive.bind(*values, **params)]
+        values = [
+            jnp.asarray(v, var.aval.dtype) if _floating(v) else v
+            for v, var in zip(values, eqn.invars)
+        ]
+        return evaluate(eqn, values)
+
+    return walk(jaxpr, jax.tree.leaves(inputs), {}, plain, plain)[0]
+
+
+class ConvInput(Rows):
+    """A convolution's input: `x @ M` convolves with M seen as `[*window, c_in, k]`."""
+
+    def __init__(self, x: jax.Array, eqn: Any, weight: Weight):
+        self.x, self.eqn, self.weight = x, eqn, weight
+        self.dtype = x.dtype
+
+    def __matmul__(self, matrix: jax.Array) -> jax.Array:
+        params = self.eqn.params
+        spec = params["dimension_numbers"]
+        columns = whole((matrix.shape[1],), TOKENS)[0]
+        view = list(self.weight.view)
+        view[spec.rhs_spec[0]] = columns
+        kernel = restore(matrix, tuple(view), [self.weight.site.atoms[1], columns])
+        dtype = jnp.result_type(self.x, kernel)
+        y = lax.conv_general_dilated(
+            self.x.astype(dtype),
+            kernel.astype(dtype),
+            params["window_strides"],
+            params["padding"],
+            lhs_dilation=params["lhs_dilation"],
+            rhs_dilation=params["rhs_dilation"],
+            dimension_numbers=spec,
+            precision=params["precision"],
+            preferred_element_type=params["preferred_element_type"],
+        )
+        return jnp.moveaxis(y, spec.out_spec[1], -1).reshape(-1, matrix.shape[1])
+
+    def dropout(self, rate: float, key: jax.Array) -> ConvInput:
+        keep = jax.random.bernoulli(key, 1.0 - rate, self.x.shape)
+        dropped = jnp.where(keep, self.x / (1.0 - rate), jnp.zeros((), self.dtype))
+        return ConvInput(dropped, self.eqn, self.weight)
+
+
+class Lookup(Rows):
+    """Embedding ids: `x @ M` looks up rows of M, out-of-range ids as the model does."""
+
+    def __init__(self, ids: jax.Array, eqn: Any, weight: Weight):
+        self.ids, self.eqn = ids, eqn
+        self.dtype = weight.value.dtype
+
+    def __matmul__(self, matrix: jax.Array) -> jax.Array:
+        dims = lax.GatherDimensionNumbers(
+            offset_dims=(self.ids.ndim - 1,),
+            collapsed_slice_dims=(0,),
+            start_index_map=(0,),
+        )
+        rows = lax.gather(
+            matrix,
+            self.ids,
+            dims,
+            (1, matrix.shape[1]),
+            mode=self.eqn.params["mode"],
+            fill_value=self.eqn.params["fill_value"],
+        )
+        return rows.reshape(-1, matrix.shape[1])
+
+    def dropout(self, rate: float, key: jax.Array) -> Lookup:
+        return self
