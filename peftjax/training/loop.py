@@ -51,7 +51,7 @@ def train(
 ) -> TrainState:
     """Train until `steps` updates are done.
 
-    Writes `workdir/metrics.jsonl` (loss and gradient norm, each the mean since the line
+    Writes `workdir/metrics.jsonl` (what the step returns, each the mean since the line
     before; evaluations under `"eval"`) and `workdir/checkpoints/<step>/`. A run that is
     killed and resumed ends with the same adapters, bit for bit.
 
@@ -155,7 +155,10 @@ class _Log:
         finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
         if not finite.all():
             self._stop(done - len(fetched) + 1 + int(np.argmin(finite)), values, finite)
-        record = {name: float(value.mean()) for name, value in values.items()}
+        # A batch of which nothing counted has no loss to take a mean of.
+        counts = values["weight"] != 0
+        counts |= not counts.any()
+        record = {name: float(v[counts].mean()) for name, v in values.items()}
         speed = self._examples / (time.perf_counter() - self._since)
         record = {"step": done, **record, "examples_per_s": round(speed, 1)}
         self.write(record)
