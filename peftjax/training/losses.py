@@ -58,8 +58,8 @@ def cross_entropy(
     if logits.shape[:-1] != labels.shape or not whole or not 0 <= smoothing < 1:
         raise ValueError(
             "cross_entropy: expected logits [..., classes], integer labels [...] and "
-            f"0 <= smoothing < 1, found {logits.shape}, {labels.dtype}{labels.shape}, "
-            f"{smoothing}"
+            f"0 <= smoothing < 1, found {logits.shape}, {labels.shape} of "
+            f"{labels.dtype}, {smoothing}"
         )
     signed = jnp.issubdtype(labels.dtype, jnp.signedinteger)
     ignored = (labels == ignore_label) if signed else jnp.zeros(labels.shape, bool)
