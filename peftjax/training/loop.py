@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from peftjax.parallel.distributed import is_main
 from peftjax.training.checkpoint import Checkpoints
@@ -31,6 +32,18 @@ class NonFiniteLoss(FloatingPointError):
         self.what = what
 
 
+class Preempted(Exception):
+    """Training was asked to stop, and can be resumed.
+
+    Attributes:
+        step: of the checkpoint that was saved.
+    """
+
+    def __init__(self, step: int, checkpoint: Path):
+        super().__init__(f"stopped after step {step}; resume from {checkpoint}")
+        self.step = step
+
+
 def train(
     step: Step,
     state: TrainState,
@@ -40,18 +53,19 @@ def train(
     steps: int,
     workdir: str | os.PathLike[str],
     log_every: int = 10,
-    save_every: int = 0,
+    save_every: int = 1000,
     keep: int = 2,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
     eval_every: int = 0,
     resume: bool = False,
     fallback: bool = False,
+    stop: Callable[[], bool] | None = None,
     tensorboard: bool = False,
     progress: bool | None = None,
 ) -> TrainState:
     """Train until `steps` updates are done.
 
-    Writes `workdir/metrics.jsonl` (loss and gradient norm, each the mean since the line
+    Writes `workdir/metrics.jsonl` (what the step returns, each the mean since the line
     before; evaluations under `"eval"`) and `workdir/checkpoints/<step>/`. A run that is
     killed and resumed ends with the same adapters, bit for bit.
 
@@ -69,6 +83,9 @@ def train(
         eval_every: updates between evaluations; 0 evaluates at the end only.
         resume: continue from the latest checkpoint, if there is one.
         fallback: let `resume` take an earlier checkpoint where the latest is damaged.
+        stop: asked after each update; once it says yes, on any process, a checkpoint is
+            saved and `Preempted` raised. Several processes ask each other only where a
+            line of metrics, an evaluation or a checkpoint is due.
         tensorboard: write `workdir/tensorboard` too.
         progress: show a progress bar; by default where standard error is a terminal.
 
@@ -78,18 +95,16 @@ def train(
     Raises:
         FileExistsError: the folder holds a checkpoint and `resume` is off.
         NonFiniteLoss: naming the step and the last good checkpoint.
-        ValueError: the data ends early.
+        Preempted: `stop` said yes before the last update.
+        ValueError: the data ends early, a count is out of range, or the folder's run is
+            longer than `steps`.
         CheckpointError: see `Checkpoints.restore`.
     """
+    _check_counts(steps=steps, log_every=log_every, least=1)
+    _check_counts(save_every=save_every, eval_every=eval_every, least=0)
     workdir = Path(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep)
-    latest = checkpoints.latest()
-    if latest is not None and not resume:
-        raise FileExistsError(
-            f"{checkpoints.path(latest)}: this folder holds a run; resume it, "
-            "delete it or choose another workdir"
-        )
-    if latest is not None:
+    if _holds_run(checkpoints, steps, resume):
         state = checkpoints.restore(state, data, fallback=fallback)
     start = int(state.step)
     with ExitStack() as stack:
@@ -102,16 +117,54 @@ def train(
                 done == steps or (every and done % every == 0)
                 for every in (save_every, eval_every, log_every)
             )
-            if save or score or line:
+            due = bool(save or score or line)
+            stopped = done < steps and _agreed(stop, due)
+            if due or stopped:
                 log.flush(done)
             # Before the save: a run killed in between evaluates again, and once only.
             if score and evaluate is not None:
                 log.write({"step": done, "eval": evaluate(state)})
-            if save:
+            if save or stopped:
                 checkpoints.save(state, data)
+            if stopped:
+                raise Preempted(done, checkpoints.path(done))
             if save or score:
                 log.restart_clock()
     return state
+
+
+def _holds_run(checkpoints: Checkpoints, steps: int, resume: bool) -> bool:
+    """Return whether there is a run to continue; refuse one that is in the way."""
+    latest = checkpoints.latest()
+    if latest is None:
+        return False
+    if not resume:
+        raise FileExistsError(
+            f"{checkpoints.path(latest)}: this folder holds a run; resume it, "
+            "delete it or choose another workdir"
+        )
+    if latest > steps:
+        raise ValueError(
+            f"{checkpoints.path(latest)}: this run is {latest} updates long already, "
+            f"and steps={steps}: nothing would be trained"
+        )
+    return True
+
+
+def _check_counts(*, least: int, **counts: int) -> None:
+    for name, count in counts.items():
+        if count != int(count) or count < least:
+            raise ValueError(
+                f"{name}={count}: expected a whole number, at least {least}"
+            )
+
+
+def _agreed(stop: Callable[[], bool] | None, due: bool) -> bool:
+    """Return whether any process wants to stop; the same on all of them."""
+    if stop is None or jax.process_count() == 1:
+        return stop is not None and bool(stop())
+    # To ask waits for all devices; where something is due they are waited for anyway.
+    return due and bool(multihost_utils.process_allgather(np.bool_(stop())).any())
 
 
 def _next(data: Any, number: int) -> Any:
@@ -155,7 +208,10 @@ class _Log:
         finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
         if not finite.all():
             self._stop(done - len(fetched) + 1 + int(np.argmin(finite)), values, finite)
-        record = {name: float(value.mean()) for name, value in values.items()}
+        # A batch of which nothing counted has no loss to take a mean of.
+        counts = values["weight"] != 0
+        counts |= not counts.any()
+        record = {name: float(v[counts].mean()) for name, v in values.items()}
         speed = self._examples / (time.perf_counter() - self._since)
         record = {"step": done, **record, "examples_per_s": round(speed, 1)}
         self.write(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ import jax
 import optax
 
 from peftjax.core.paths import flatten, nearest
+from peftjax.training.schedules import check_rate
 
 Rate = float | optax.Schedule
 DEFAULT = "default"
@@ -44,7 +46,8 @@ def make_optimizer(
             (`momentum`, `nesterov`).
 
     Raises:
-        ValueError: an unknown name; from `init`, a pattern that decides no leaf.
+        ValueError: an unknown name, a rate or clipping norm that is not above 0 and
+            finite, a negative decay; from `init`, a pattern that decides no leaf.
 
     >>> optimizer = make_optimizer("sgd", 0.1, groups={"head/.*": 1.0})
     >>> params = {"fc1/kernel": {"a": 1.0}, "head/kernel": {"value": 1.0}}
@@ -55,6 +58,12 @@ def make_optimizer(
     if name not in ("adamw", "sgd"):
         raise ValueError(f"optimizer {name!r}: expected 'adamw' or 'sgd'")
     groups = dict(groups or {})
+    rates = {"learning_rate": learning_rate, "clip": clip}
+    rates |= {f"group {pattern!r}": rate for pattern, rate in groups.items()}
+    for setting, rate in rates.items():
+        check_rate(setting, rate)
+    if isinstance(weight_decay, int | float) and not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay={weight_decay}: expected 0 or above, finite")
     mask = partial(_decays, tuple(no_decay))
 
     def of_rate(rate: Rate) -> optax.GradientTransformation:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,8 +12,22 @@ import optax
 Scalar = float | jax.Array
 
 
-def constant(peak: float) -> optax.Schedule:
-    """Return a learning rate that never changes."""
+def check_rate(name: str, rate: Any) -> None:
+    """Raise ValueError for a learning rate that trains nothing, or backwards.
+
+    Arrays and functions of the step pass: their values are not known before the step.
+    """
+    if isinstance(rate, int | float) and not 0 < rate < math.inf:
+        raise ValueError(f"{name}={rate}: expected a finite number above 0")
+
+
+def constant(peak: Scalar) -> optax.Schedule:
+    """Return a learning rate that never changes.
+
+    Raises:
+        ValueError: the rate is not above 0, or not finite; so do the others.
+    """
+    check_rate("peak", peak)
     return optax.constant_schedule(peak)
 
 
@@ -33,6 +50,10 @@ def warmup_cosine(
         warmup: the length of the rise, below `steps`.
         start: the learning rate at step 0.
         floor: the learning rate from `steps` on.
+
+    Raises:
+        ValueError: among numbers, a peak that is not above 0 and finite, or a warm-up
+            as long as the run.
 
     >>> [round(float(warmup_cosine(1.0, 10, 2)(step)), 2) for step in (0, 1, 2, 6, 10)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
@@ -85,8 +106,11 @@ def epoch_cosine(
         start: the rate of epochs 0 and 1.
         floor: the rate at the end of the period.
     """
-    if isinstance(steps_per_epoch, int) and steps_per_epoch < 1:
-        raise ValueError(f"steps_per_epoch={steps_per_epoch}: expected at least 1")
+    check_rate("peak", peak)
+    lengths = {"steps_per_epoch": steps_per_epoch, "period": period}
+    for name, length in lengths.items():
+        if isinstance(length, int | float) and not length >= 1:
+            raise ValueError(f"{name}={length}: expected at least 1")
 
     def schedule(step):
         epoch = jnp.asarray(step) // steps_per_epoch
@@ -103,7 +127,9 @@ def _half_cosine(done: jax.Array) -> jax.Array:
 
 
 def _warmup(peak, steps, warmup, start, floor, decay) -> optax.Schedule:
-    if isinstance(steps, int) and not 0 <= warmup < steps:
+    check_rate("peak", peak)
+    numbers = isinstance(steps, int | float) and isinstance(warmup, int | float)
+    if numbers and not 0 <= warmup < steps < math.inf:
         raise ValueError(
             f"warmup={warmup}, steps={steps}: expected 0 <= warmup < steps; warmup is "
             "a number of steps within the run"

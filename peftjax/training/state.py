@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ class TrainState(NamedTuple):
         opt_state: of `trainable` alone.
         step: int32 scalar, number of updates done.
         key: a PRNG key; update t draws from `fold_in(key, t)`.
+        mutable: collections of the model that training moves, `{name: tree}`, such as
+            the running statistics of BatchNorm.
     """
 
     trainable: Any
@@ -28,6 +31,11 @@ class TrainState(NamedTuple):
     opt_state: Any
     step: jax.Array
     key: jax.Array
+    mutable: dict[str, Any] = {}
+
+    def variables(self, base: Any) -> Any:
+        """Return the model's variables with the mutable collections of this state."""
+        return {**base, **self.mutable} if self.mutable else base
 
 
 def create_state(
@@ -38,6 +46,7 @@ def create_state(
     *,
     variables: Any = None,
     adapters: Any = None,
+    mutable: Sequence[str] = (),
 ) -> TrainState:
     """Return the state before the first update, replicated over the mesh.
 
@@ -48,9 +57,11 @@ def create_state(
         mesh: a mesh of `make_mesh`.
         variables: the base, for methods whose `init` reads the kernel.
         adapters: start from these instead of fresh ones.
+        mutable: names of the collections of `variables` that training moves; what the
+            loss passes to `apply(..., mutable=[...])`.
 
     Raises:
-        ValueError: no leaf would be trained.
+        ValueError: no leaf would be trained, or `variables` lacks a collection.
     """
     init_key, train_key = jax.random.split(key)
     if adapters is None:
@@ -62,8 +73,20 @@ def create_state(
             "nothing to train: no adapter leaf is trainable; expected at least one "
             f"rule with a method that trains, found {methods or 'no adapted site'}"
         )
+    collections = _collections(variables, mutable)
+    opt_state = optimizer.init(trainable)
     state = TrainState(
-        trainable, frozen, optimizer.init(trainable), jnp.int32(0), train_key
+        trainable, frozen, opt_state, jnp.int32(0), train_key, collections
     )
     # A copy: donation of the state must not delete the caller's adapters.
     return jax.tree.map(lambda leaf: put(jnp.copy(leaf), replicated(mesh)), state)
+
+
+def _collections(variables: Any, names: Sequence[str]) -> dict[str, Any]:
+    there = {} if variables is None else variables
+    if isinstance(names, str) or any(n == "params" or n not in there for n in names):
+        raise ValueError(
+            f"mutable={names!r}: expected a list of collections of `variables` other "
+            f"than params; found {[*there]}"
+        )
+    return {name: there[name] for name in names}

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from peftjax.core.method import Method
 from peftjax.parallel import sharding
 from peftjax.training.state import TrainState
-
-Batch = Mapping[str, Any]
-Loss = Callable[[Callable[..., Any], Batch, jax.Array], jax.Array]
+from peftjax.training.update import (
+    MASKS,
+    Batch,
+    Loss,
+    OnMesh,
+    PerDevice,
+    Update,
+    UpdateFrozen,
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +31,9 @@ class Step:
     """A compiled update: `state, metrics = step(state, variables, batch)`.
 
     The state given is donated, that is, deleted. Metrics are float32 scalars on the
-    devices: `loss` (without the penalty), `penalty`, and `grad_norm`, the norm over
-    trainable leaves before clipping.
+    devices: `loss` (without the penalty), `penalty`, `grad_norm` (of trainable leaves,
+    before clipping), and `weight`, the sum of the weights of the losses. A batch of
+    weight 0 leaves all but the number of the step as it was.
 
     Attributes:
         function: the compiled function.
@@ -64,14 +72,25 @@ def make_step(
     *,
     accumulate: int = 1,
     parallel: Literal["jit", "pmap"] = "jit",
+    update_frozen: UpdateFrozen | None = None,
 ) -> Step:
     """Build the update of the adapters by the gradient of mean loss plus penalty.
 
     `loss(apply, batch, key)` calls the model itself: `apply(*args, **kwargs)` is
     `peft.apply` with variables, adapters and the adapters' dropout key filled in, `key`
     is for the model's own dropout. It returns one loss per example, `[B]`, or per
-    token, `[B, T]`; `batch["mask"]`, where present, weights them. Only trainable
+    token, `[B, T]`, or `Weighted` losses. `batch["mask"]` (padding, `[B]`) and
+    `batch["token_mask"]` (`[B, T]`), where present, weight them: what they mask has no
+    part in value or gradient, even where its loss is not a number. Only trainable
     adapter leaves are differentiated; the base and frozen leaves are constants.
+
+    A model with mutable collections (running statistics): the state carries them, see
+    `create_state`, `apply` reads them, and the loss returns their updates too:
+
+        logits, updates = apply(batch["x"], train=True, mutable=["batch_stats"])
+        return cross_entropy(logits, batch["label"]), updates
+
+    Micro-batches update them one after the other; under `"pmap"` devices take the mean.
 
     `parallel="jit"`: the compiler splits one program over the mesh and gathers base
     weights where they are used, also inside scanned layers. Prefer it.
@@ -93,45 +112,68 @@ def make_step(
         accumulate: number of micro-batches whose gradients are summed; micro-batch i
             takes examples i, i + accumulate, ... so that no example changes device.
         parallel: `"jit"` or `"pmap"`.
+        update_frozen: `f(frozen, trainable, grads, step, key) -> frozen`, called inside
+            the compiled update after the optimizer: new frozen leaves of the same
+            shapes, from the trainable leaves after the update, the gradients before
+            clipping, the number of the update from 0, and a key of this update alone.
+            It is what draws structures of a supernet and moves the budget of AdaLoRA.
 
     Returns:
         A `Step`; call its `shard_base` once on the variables.
 
     Raises:
-        ValueError: an unknown `parallel`, `accumulate` below 1, or `pmap` with several
-            processes; from the step, a batch that the mesh does not divide.
+        ValueError: an unknown `parallel`, `accumulate` below 1, `pmap` with several
+            processes, or a supernet without `update_frozen`; from the step, a batch
+            that the mesh does not divide, weights or updates that do not fit.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: expected at least 1")
+    _check_drawn(peft, update_frozen)
+
+    def update(devices: OnMesh | PerDevice) -> Update:
+        return Update(peft, optimizer, loss, accumulate, devices, update_frozen)
+
     if parallel == "jit":
-        return _jit_step(peft, optimizer, loss, mesh, accumulate)
+        return _jit_step(update(OnMesh(mesh)), mesh)
     if parallel != "pmap":
         raise ValueError(f"parallel={parallel!r}: expected 'jit' or 'pmap'")
     if jax.process_count() > 1:
         raise ValueError(
             "parallel='pmap' takes one process; use parallel='jit' with several"
         )
-    return _pmap_step(peft, optimizer, loss, mesh, accumulate)
+    return _pmap_step(update(PerDevice()), mesh)
 
 
-def _jit_step(peft, optimizer, loss, mesh, accumulate) -> Step:
+def _check_drawn(peft: Any, update_frozen: UpdateFrozen | None) -> None:
+    """Raise ValueError for a supernet of which only the largest would be trained."""
+    drawn = [s for s in peft.sites if type(s.method).draw is not Method.draw]
+    if drawn and update_frozen is None:
+        raise ValueError(
+            f"{drawn[0].path}: {type(drawn[0].method).__name__} is a supernet, and "
+            "nothing draws its structures: only the one it starts with would be "
+            "trained. Give make_step(..., update_frozen=...) what draws them, or fix "
+            "a structure"
+        )
+
+
+def _jit_step(update: Update, mesh: Mesh) -> Step:
     def place(batch):
-        sharding.check_batch(batch, mesh.size * accumulate)
-        return sharding.place_batch(batch, mesh)
+        sharding.check_batch(batch, mesh.size * update.accumulate)
+        return sharding.place_batch(_counted(batch), mesh)
 
-    update = partial(_update, peft, optimizer, loss, accumulate, _OnMesh(mesh))
     whole = sharding.replicated(mesh)
     function = jax.jit(update, donate_argnums=0, out_shardings=(whole, whole))
     return Step(function, partial(sharding.shard, mesh=mesh), place, whole)
 
 
-def _pmap_step(peft, optimizer, loss, mesh, accumulate) -> Step:
+def _pmap_step(update: Update, mesh: Mesh) -> Step:
     def place(batch):
-        sharding.check_batch(batch, mesh.size * accumulate)
-        return {k: v.reshape(mesh.size, -1, *v.shape[1:]) for k, v in batch.items()}
+        sharding.check_batch(batch, mesh.size * update.accumulate)
+        rows = _counted(batch).items()
+        return {k: v.reshape(mesh.size, -1, *v.shape[1:]) for k, v in rows}
 
     function = jax.pmap(
-        partial(_update, peft, optimizer, loss, accumulate, _PerDevice()),
+        update,
         axis_name=sharding.DEVICES,
         in_axes=(None, 0, 0),
         out_axes=None,
@@ -142,95 +184,17 @@ def _pmap_step(peft, optimizer, loss, mesh, accumulate) -> Step:
     return Step(function, partial(sharding.split, mesh=mesh), place, whole)
 
 
-@dataclass(frozen=True)
-class _OnMesh:
-    """How one program over the whole mesh communicates: the compiler sees to it."""
+def _counted(batch: Batch) -> Batch:
+    """Put copies of an example that counts in the place of those that do not.
 
-    mesh: Mesh
-
-    def base(self, variables):
-        return variables
-
-    def key(self, key):
-        return key
-
-    def total(self, sums):
-        # Else it may split the optimizer, and gather each moment instead of a gradient.
-        return jax.lax.with_sharding_constraint(sums, sharding.replicated(self.mesh))
-
-
-class _PerDevice:
-    """How one program per device communicates: by collectives."""
-
-    def base(self, variables):
-        return sharding.gather(variables)
-
-    def key(self, key):
-        return jax.random.fold_in(key, jax.lax.axis_index(sharding.DEVICES))
-
-    def total(self, sums):
-        return jax.lax.psum(sums, sharding.DEVICES)
-
-
-def _update(peft, optimizer, loss, accumulate, devices, state, variables, batch):
-    key = devices.key(jax.random.fold_in(state.key, state.step))
-    variables = devices.base(variables)
-
-    def summed(trainable, batch, key):
-        adapters = peft.combine(trainable, state.frozen)
-        return _summed_loss(peft, loss, variables, adapters, batch, key)
-
-    def penalty(trainable):
-        return peft.penalty(peft.combine(trainable, state.frozen))
-
-    sums = _accumulated(summed, accumulate, state.trainable, batch, key)
-    total, weight, grads = devices.total(sums)
-    extra, extra_grads = jax.value_and_grad(penalty)(state.trainable)
-    grads = jax.tree.map(lambda g, e: g / weight + e, grads, extra_grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
-    metrics = {
-        "loss": total / weight,
-        "penalty": extra,
-        "grad_norm": optax.tree.norm(grads),
-    }
-    state = TrainState(trainable, state.frozen, opt_state, state.step + 1, state.key)
-    return state, metrics
-
-
-def _summed_loss(peft, loss, variables, adapters, batch, key):
-    """Return the weighted sum of the losses, and the sum of the weights."""
-    adapter_key, model_key = jax.random.split(key)
-
-    def apply(*args, **kwargs):
-        return peft.apply(variables, adapters, *args, adapter_key=adapter_key, **kwargs)
-
-    losses = loss(apply, batch, model_key).astype(jnp.float32)
-    mask = batch.get("mask")
-    if mask is None:
-        return losses.sum(), jnp.float32(losses.size)
-    mask = mask.reshape(mask.shape + (1,) * (losses.ndim - mask.ndim))
-    weights = jnp.broadcast_to(mask, losses.shape).astype(jnp.float32)
-    return (losses * weights).sum(), weights.sum()
-
-
-def _accumulated(summed, accumulate, trainable, batch, key):
-    """Return loss, weight and gradients, each summed over the micro-batches."""
-    gradient = jax.value_and_grad(summed, has_aux=True)
-    if accumulate == 1:
-        (total, weight), grads = gradient(trainable, batch, key)
-        return total, weight, grads
-
-    def micro(carry, inputs):
-        number, batch = inputs
-        (total, weight), grads = gradient(
-            trainable, batch, jax.random.fold_in(key, number)
-        )
-        return jax.tree.map(jnp.add, carry, (total, weight, grads)), None
-
-    def interleaved(leaf):
-        return leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1)
-
-    zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
-    batches = jnp.arange(accumulate), jax.tree.map(interleaved, dict(batch))
-    return jax.lax.scan(micro, zeros, batches)[0]
+    What is masked may be anything; where its loss is not a number, its part in the
+    gradient would be 0 * NaN.
+    """
+    counts = np.ones((), bool)
+    for name in (name for name in MASKS if name in batch):
+        mask = np.asarray(batch[name])
+        counts = counts & mask.reshape(len(mask), -1).any(axis=1)
+    if counts.all() or not counts.any():
+        return batch
+    rows = np.where(counts, np.arange(len(counts)), np.argmax(counts))
+    return {k: v if k in MASKS else v[rows] for k, v in batch.items()}

@@ -27,7 +27,7 @@ from peftjax.parallel.sharding import (
 )
 from peftjax.training.checkpoint import Checkpoints
 from peftjax.training.evaluation import evaluate, make_eval
-from peftjax.training.loop import train
+from peftjax.training.loop import Preempted, train
 from peftjax.training.metrics import read_metrics
 from peftjax.training.optimizer import make_optimizer
 from peftjax.training.state import create_state
@@ -241,18 +241,29 @@ def test_the_default_mesh_takes_all_devices():
     assert dict(make_mesh(fsdp=4).shape) == {"data": 2, "fsdp": 4}
 
 
-def process(number, port, workdir):
-    """Run one of two processes of four devices each."""
+def process(number, port, workdir, stop=""):
+    """Run one of two processes of four devices each; `stop` is asked on the second."""
     initialize(f"localhost:{port}", 2, int(number))
     mesh = make_mesh(1, 8)
     step, state, variables = start(mesh)
     data = train_batches(arrays(), 16, seed=7)
-    settings = {"steps": 4, "log_every": 1, "workdir": workdir}
-    train(step, state, variables, data, save_every=2, **settings)
+    settings = {"steps": 4, "log_every": 1, "workdir": workdir, "save_every": 2}
+    asked = []
+
+    def stops():
+        asked.append(1)
+        return number == stop and len(asked) == 3
+
+    settings |= {"stop": stops, "resume": True} if stop else {}
+    try:
+        train(step, state, variables, data, **settings)
+    except Preempted as error:
+        raise SystemExit(10 + error.step) from error
     assert len(bytes_per_device(variables)) == 4
 
 
-def test_two_processes_equal_one(one, tmp_path):
+def run_two(workdir, *arguments):
+    """Return the exit codes of two processes, and what they wrote to stderr."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -265,16 +276,31 @@ def test_two_processes_equal_one(one, tmp_path):
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": paths}
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(number), str(port), str(tmp_path)],
+            [sys.executable, "-c", script, number, str(port), str(workdir), *arguments],
             env=environment | {"JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in (0, 1)
+        for number in ("0", "1")
     ]
     errors = [run.communicate(timeout=120)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], "".join(errors)
+    return [run.returncode for run in runs], "".join(errors)
+
+
+def test_two_processes_equal_one(one, tmp_path):
+    codes, errors = run_two(tmp_path)
+    assert codes == [0, 0], errors
     found = [record["loss"] for record in read_metrics(tmp_path / "metrics.jsonl")]
     np.testing.assert_allclose(found, one[0], atol=1e-5)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [2, 4]
+
+
+def test_two_processes_stop_together_where_one_is_asked_to(one, tmp_path):
+    codes, errors = run_two(tmp_path, "1")
+    assert codes == [13, 13], errors
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [2, 3]
+    codes, errors = run_two(tmp_path, "neither")
+    assert codes == [0, 0], errors
+    found = [record["loss"] for record in read_metrics(tmp_path / "metrics.jsonl")]
+    np.testing.assert_allclose(found, one[0], atol=1e-5)

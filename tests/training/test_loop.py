@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from peftjax.data.pipeline import train_batches
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
-from peftjax.training.loop import NonFiniteLoss, train
+from peftjax.training.loop import NonFiniteLoss, Preempted, train
 from peftjax.training.metrics import MetricsFile, read_metrics
 from peftjax.training.optimizer import make_optimizer
 from tests.helpers.training_case import arrays, case, loss, start
@@ -283,3 +283,68 @@ def test_a_damaged_metrics_file_is_named(tmp_path):
     path.write_text('{"step": 1}\n{"step": 3}\n')
     MetricsFile(path, after=2).write({"step": 4})
     assert [json.loads(line)["step"] for line in path.open()] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 0}, {"steps": -3}, {"steps": 2.5}, {"log_every": 0}, {"save_every": -1}],
+)
+def test_a_run_that_trains_nothing_is_refused(tmp_path, settings):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=f"{name}={value}: expected a whole number"):
+        run(tmp_path, **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_longer_than_asked_is_not_resumed(whole):
+    with pytest.raises(ValueError, match=r"checkpoints/12: .* 12 updates .* steps=9"):
+        run(whole[0], steps=9, resume=True)
+
+
+def test_a_stopped_run_is_saved_and_resumes_bit_for_bit(whole, tmp_path):
+    settings = {"evaluate": score, "eval_every": 6}
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 7
+
+    with pytest.raises(Preempted, match=r"after step 7; .*checkpoints/7$") as error:
+        run(tmp_path, stop=stop, **settings)
+    assert error.value.step == 7
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 7]
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 7
+    state = run(tmp_path, resume=True, stop=lambda: False, **settings)
+    assert values(state) == values(whole[1])
+    own = [r for r in losses(tmp_path) if "eval" in r]
+    assert own == [r for r in losses(whole[0]) if "eval" in r]
+
+
+def test_a_run_that_is_done_is_not_stopped(whole, tmp_path):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) >= STEPS
+
+    assert values(run(tmp_path, stop=stop)) == values(whole[1])
+
+
+def test_a_batch_without_weight_has_no_part_in_the_mean_loss(tmp_path):
+    ones = {"mask": np.ones(80, np.float32)}
+    data = train_batches(arrays() | ones, BATCH, seed=5)
+
+    class Empty:
+        get_state = data.get_state
+        count = 0
+
+        def __next__(self):
+            self.count += 1
+            return next(data) | {"mask": np.full(BATCH, float(self.count != 2))}
+
+    run(tmp_path / "empty", steps=3, data=Empty(), log_every=3)
+    run(tmp_path / "one", steps=1, log_every=1)
+    record = losses(tmp_path / "empty")[0]
+    first = losses(tmp_path / "one")[0]
+    assert record["weight"] == BATCH
+    assert 0.5 * first["loss"] < record["loss"] < 1.5 * first["loss"]

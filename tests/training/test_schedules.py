@@ -54,6 +54,36 @@ def test_cosine_and_linear_differ_between_the_ends():
     assert at == pytest.approx([0.5 * (1 + np.cos(np.pi / 4)), 0.75], rel=4 * EPS)
 
 
+@pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        constant,
+        lambda rate: warmup_cosine(rate, 10, 2),
+        lambda rate: warmup_linear(rate, 10, 2),
+        lambda rate: epoch_cosine(rate, 5),
+        lambda rate: make_optimizer("sgd", rate),
+        lambda rate: make_optimizer("sgd", 0.1, groups={"head/.*": rate}),
+        lambda rate: make_optimizer("sgd", 0.1, clip=rate),
+    ],
+)
+def test_a_rate_that_trains_nothing_or_backwards_is_refused(make, rate):
+    with pytest.raises(ValueError, match=f"={rate}: expected a finite number above 0"):
+        make(rate)
+
+
+def test_lengths_and_decays_that_make_no_sense():
+    for steps, warmup in ((0, 0), (-5, 0), (10.0, 10.0), (10, -1), (np.inf, 0)):
+        with pytest.raises(ValueError, match="expected 0 <= warmup < steps"):
+            warmup_cosine(1.0, steps, warmup)
+    for settings in ({"steps_per_epoch": 0}, {"steps_per_epoch": 5, "period": 0}):
+        with pytest.raises(ValueError, match="=0: expected at least 1"):
+            epoch_cosine(1.0, **settings)
+    for decay in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"weight_decay={decay}"):
+            make_optimizer("adamw", 0.1, weight_decay=decay)
+
+
 @pytest.mark.parametrize("make", [warmup_cosine, warmup_linear])
 def test_warmup_must_lie_within_the_run(make):
     with pytest.raises(ValueError, match=r"warmup=30, steps=30"):
