@@ -72,8 +72,7 @@ def rules(
     They fit scanned and unrolled layers alike.
 
     Args:
-        family: what one of `peftjax.models.FAMILIES` is called: `"bert"`, `"roberta"`,
-            `"minilm"`, `"deberta"`, `"clip"`, `"llama"`, `"vit"`.
+        family: what one of `peftjax.models.FAMILIES` is called, such as `"roberta"`.
         method: a method, or `"full"`, `"linear"` (the head alone) or `"bitfit"`.
         parts: other parts than the paper's: of `"query"`, `"key"`, `"value"`,
             `"output"`, `"gate"`, `"up"`, `"down"`, `"patches"`; a method of your own

@@ -42,12 +42,11 @@ def load(
 ) -> tuple[Any, dict[str, Any]]:
     """Load a pretrained model.
 
-    The family is recognised from the files: BERT, RoBERTa, MiniLM, DeBERTa-v3, CLIP and
-    Llama from a folder with `config.json` and safetensors, in one file or in shards
-    with an index; ViT from such a folder, from timm's, or from one of Google's `.npz`
-    files. Every tensor of the file is used or known to be without use (and logged), and
-    every parameter is filled, except those of a new head. Besides the model itself one
-    parameter at a time is in host memory.
+    The family, one of `FAMILIES`, is recognised from the files: a folder with
+    `config.json` and safetensors, in one file or in shards with an index; a ViT also
+    from timm's, or from one of Google's `.npz` files. Every tensor of the file is used
+    or known to be without use (and logged), and every parameter is filled, except those
+    of a new head. Besides the model itself one parameter at a time is in host memory.
 
     Args:
         path_or_name: a folder, a file, or the name of a repository in the local Hugging
