@@ -36,55 +36,15 @@ from peftjax.methods.ia3 import IA3
 from peftjax.methods.lora import LoRA
 from peftjax.methods.oft import OFT
 from peftjax.methods.ssf import SSF
+from peftjax.models.families import FAMILIES
+from peftjax.models.family import Family, Placements
 
 Part = Literal["query", "key", "value", "output", "gate", "up", "down", "patches"]
 Baseline = Literal["full", "linear", "bitfit"]
 
-_BERT = {
-    "query": "attention/query",
-    "key": "attention/key",
-    "value": "attention/value",
-    "output": "attention/output",
-    "up": "intermediate",
-    "down": "output",
-}
-_PARTS: dict[str, dict[str, str]] = {
-    "vit": {
-        "query": "attn/(qkv|q)",
-        "key": "attn/(qkv|k)",
-        "value": "attn/(qkv|v)",
-        "output": "attn/proj",
-        "up": "mlp/fc1",
-        "down": "mlp/fc2",
-    },
-    "bert": _BERT,
-    "roberta": _BERT,
-    "minilm": _BERT,
-    "deberta": _BERT,
-    "clip": {
-        "query": "self_attn/q_proj",
-        "key": "self_attn/k_proj",
-        "value": "self_attn/v_proj",
-        "output": "self_attn/out_proj",
-        "up": "mlp/fc1",
-        "down": "mlp/fc2",
-    },
-    "llama": {
-        "query": "self_attn/q_proj",
-        "key": "self_attn/k_proj",
-        "value": "self_attn/v_proj",
-        "output": "self_attn/o_proj",
-        "gate": "mlp/gate_proj",
-        "up": "mlp/up_proj",
-        "down": "mlp/down_proj",
-    },
-}
-_STACK = {"vit": "blocks", "clip": "image/layers"}
-_HEADS = {"vit": "head", "clip": "head", "llama": "score"}
-
 _EVERY = ("query", "key", "value", "output", "gate", "up", "down")
 _LORA = ("query", "value")
-# Method -> the parts, by family where they differ ("" for the others).
+# Method -> the parts, by `Placements.like` where they differ ("" for the others).
 _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     LoRA: {"": _LORA},
     DoRA: {"": _LORA},
@@ -112,8 +72,7 @@ def rules(
     They fit scanned and unrolled layers alike.
 
     Args:
-        family: `"vit"`, `"clip"`, `"bert"`, `"roberta"`, `"minilm"`, `"deberta"` or
-            `"llama"`.
+        family: what one of `peftjax.models.FAMILIES` is called, such as `"roberta"`.
         method: a method, or `"full"`, `"linear"` (the head alone) or `"bitfit"`.
         parts: other parts than the paper's: of `"query"`, `"key"`, `"value"`,
             `"output"`, `"gate"`, `"up"`, `"down"`, `"patches"`; a method of your own
@@ -131,25 +90,30 @@ def rules(
     >>> list(rules("roberta", LoRA(rank=8, alpha=16.0)))
     ['layers(_\\d+)?/(attention/query|attention/value)/kernel', 'classifier/.*']
     """
-    if family not in _PARTS:
-        raise _unknown("family", family, _PARTS)
-    head = family != "llama" if head is None else head
-    task: dict[str, Method] = {}
-    if head:
-        task = {f"{_HEADS.get(family, 'classifier')}/.*": Full()}
+    record = _find(family)
+    places = record.placements
+    head = "lm" not in record.heads.named if head is None else head
+    task: dict[str, Method] = {f"{places.head}/.*": Full()} if head else {}
     if isinstance(method, str):
         return _baseline(method, task)
-    chosen: list[str] = _paper(family, method) if parts is None else [*parts]
-    known = [*_PARTS[family], *(["patches"] if family == "vit" else [])]
+    chosen: list[str] = _paper(places, method) if parts is None else [*parts]
+    known = [*places.parts, *(["patches"] if places.patches else [])]
     if absent := [part for part in chosen if part not in known]:
         raise _unknown(f"part of {family}", absent[0], known)
     found: dict[str, Method] = {}
     for variant, group in _variants(method, chosen):
         if inner := [part for part in group if part != "patches"]:
-            found[_kernels(family, inner)] = variant
+            found[_kernels(places, inner)] = variant
         if "patches" in group:
-            found["patch_embed/kernel"] = variant
+            found[f"{places.patches}/kernel"] = variant
     return {**found, **task}
+
+
+def _find(name: str) -> Family:
+    families = {name: family for family in FAMILIES for name in family.called}
+    if name not in families:
+        raise _unknown("family", name, families)
+    return families[name]
 
 
 def _variants(method: Method, parts: list[str]) -> list[tuple[Method, list[str]]]:
@@ -174,20 +138,20 @@ def _baseline(name: str, task: dict[str, Method]) -> dict[str, Method]:
     return baselines[name]
 
 
-def _paper(family: str, method: Method) -> list[str]:
+def _paper(placements: Placements, method: Method) -> list[str]:
     for kind in type(method).__mro__:
         if places := _PLACES.get(kind):
-            parts = places.get(family, places[""])
-            return [part for part in parts if part in (*_PARTS[family], "patches")]
+            parts = places.get(placements.like, places[""])
+            return [part for part in parts if part in (*placements.parts, "patches")]
     raise ValueError(
         f"presets: {type(method).__name__} has no placement of a paper; give "
-        f"parts=(...), of {', '.join(_PARTS[family])}"
+        f"parts=(...), of {', '.join(placements.parts)}"
     )
 
 
-def _kernels(family: str, parts: Sequence[str]) -> str:
-    inner = "|".join(_PARTS[family][part] for part in parts)
-    return rf"{_STACK.get(family, 'layers')}(_\d+)?/({inner})/kernel"
+def _kernels(places: Placements, parts: Sequence[str]) -> str:
+    inner = "|".join(places.parts[part] for part in parts)
+    return rf"{places.stack}(_\d+)?/({inner})/kernel"
 
 
 def _unknown(what: str, found: Any, known: Any) -> ValueError:

@@ -24,8 +24,7 @@ import peftjax as pj
 from peftjax.data import images
 from peftjax.data.pipeline import train_batches
 from peftjax.data.tokenizer import Tokens, columns
-from peftjax.models.bert import Bert
-from peftjax.models.configs import BertConfig
+from peftjax.models.bert import Bert, BertConfig
 from peftjax.models.vit import vit
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.losses import cross_entropy

@@ -20,10 +20,8 @@ import peftjax as pj
 from experiments.arguments import known
 from experiments.tasks.task import Data, Outline, held_out, take
 from peftjax.data import glue
-from peftjax.models.bert import Bert
-from peftjax.models.configs import BertConfig
-from peftjax.models.deberta import Deberta
-from peftjax.models.deberta_configs import DebertaConfig
+from peftjax.models.bert import Bert, BertConfig
+from peftjax.models.deberta import Deberta, DebertaConfig
 from peftjax.models.files import CheckpointError
 from peftjax.training import task_metrics
 from peftjax.training.losses import cross_entropy

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftjax.hub.tensors import PathLike
-from peftjax.models.names import Model
+from peftjax.models.family import Model
 from peftjax.models.saving import save
 
 

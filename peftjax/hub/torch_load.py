@@ -20,9 +20,9 @@ from peftjax.hub.torch_methods import find_format
 from peftjax.hub.torch_modules import Leaf, Modules, check_tied
 from peftjax.hub.torch_rules import Adapters, Found, collect
 from peftjax.methods.full import Full
+from peftjax.models.families import family_of
+from peftjax.models.family import Model
 from peftjax.models.files import CheckpointError, Tensor, open_tensors
-from peftjax.models.names import Layout, Model, base_prefix
-from peftjax.models.vit import ViT
 
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -104,8 +104,9 @@ def _modules(
 ) -> Modules:
     """Return the model under those names of torch's that a file has."""
     shapes = {path: tuple(leaf.shape) for path, leaf in params.items()}
-    prefix = any(name.startswith(base_prefix(model)) for name in names)
-    layouts: list[Layout] = ["hf5", "hf", "timm"] if isinstance(model, ViT) else ["hf"]
+    family = family_of(model)
+    layouts, start = family.torch_layouts, family.prefix(model)
+    prefix = any(name.startswith(start) for name in names)
 
     def known(modules: Modules) -> int:
         tensors = [*modules.leaves, *modules.fused]

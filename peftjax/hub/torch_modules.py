@@ -1,6 +1,6 @@
 """Modules of the torch library's model: where they lie here, which a config means.
 
-Names and layouts are those of `peftjax.models.names`, which the model loader reads too.
+Names and layouts are those of the model's `Family`, which the model loader reads too.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 from peftjax.core.method import Kind, Layer
 from peftjax.hub.tensors import AdapterFileError
 from peftjax.hub.torch_config import Config
-from peftjax.models.configs import LlamaConfig
+from peftjax.models.families import family_of
+from peftjax.models.family import Model
 from peftjax.models.leaves import unrolled
-from peftjax.models.names import Layout, Model, modules, sources
+from peftjax.models.names import Layout
 
 _HEADS = ("classifier", "head", "lm_head", "score")
 _KINDS: dict[str, Kind] = {"dense": "dense", "conv": "conv", "embedding": "embedding"}
@@ -77,8 +78,7 @@ class Modules:
     ) -> None:
         self.leaves: dict[str, Leaf] = {}
         self.fused: dict[str, str] = {}
-        where = sources(model, layout, prefix=prefix)
-        kinds = {m.path: m.kind for m in modules(model, layout, prefix=prefix)}
+        where = family_of(model).sources(model, layout, prefix=prefix)
         for path, shape in shapes.items():
             paths = unrolled(path, shape)
             for i, one in enumerate(paths):
@@ -86,13 +86,13 @@ class Modules:
                     raise ValueError(
                         f"{path}: not a parameter of {type(model).__name__}"
                     )
-                source, bare = where[one], one in kinds
+                source = where[one]
                 tensor, *more = source.tensors
                 if more or source.part != (0, 1):
                     self.fused.update(dict.fromkeys(source.tensors, path))
                     continue
-                module, _, name = (tensor, "", "") if bare else tensor.rpartition(".")
-                kind = "other" if bare else kinds[one.rpartition("/")[0]]
+                apart = (tensor, "", "") if source.bare else tensor.rpartition(".")
+                module, _, name = apart
                 number, own = (None, shape) if paths == [path] else (i, shape[1:])
                 self.leaves[tensor] = Leaf(
                     module,
@@ -101,7 +101,7 @@ class Modules:
                     number,
                     own,
                     source.order,
-                    _KINDS.get(kind, "other"),
+                    _KINDS.get(source.kind, "other"),
                 )
 
     def at(self, path: str) -> list[Leaf]:
@@ -171,12 +171,11 @@ def check_tied(model: Model, paths: set[str]) -> None:
 
     The torch library then adapts the lookup alone; here the two are one parameter.
     """
-    config = getattr(model, "config", None)
-    tied = isinstance(config, LlamaConfig) and config.tie_word_embeddings
-    lm = getattr(model, "head", None) == "lm"
-    if tied and lm and "embed_tokens/embedding" in paths:
+    tied = family_of(model).tied(model)
+    if tied is not None and tied in paths:
+        table = tied.partition("/")[0]
         raise AdapterFileError(
-            "embed_tokens is adapted, which in this model is the output layer as well; "
+            f"{table} is adapted, which in this model is the output layer as well; "
             "the torch library adapts only the lookup. There is no equal here"
         )
 

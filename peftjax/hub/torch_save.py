@@ -21,9 +21,9 @@ from peftjax.hub.torch_full import describe_full
 from peftjax.hub.torch_load import PREFIX, TENSORS
 from peftjax.hub.torch_methods import FORMATS
 from peftjax.hub.torch_modules import Leaf, Modules, check_tied, is_feedforward
-from peftjax.models.llama import Llama
-from peftjax.models.names import Layout, Model
-from peftjax.models.vit import ViT
+from peftjax.models.families import family_of
+from peftjax.models.family import Model
+from peftjax.models.names import Layout
 
 
 def save_torch(
@@ -104,8 +104,8 @@ def _translate(
         for path, aval in zip(peft.leaves.paths, peft.leaves.avals)
         if path is not None
     }
-    headed = getattr(model, "head", None) or getattr(model, "num_classes", None)
-    modules = Modules(model, shapes, layout, prefix=bool(headed))
+    headed = family_of(model).head(model) is not None
+    modules = Modules(model, shapes, layout, prefix=headed)
     check_tied(model, {site.path for site in peft.sites})
     form = _format(peft)
     entries = [(site, leaf) for site in peft.sites for leaf in modules.at(site.path)]
@@ -176,10 +176,11 @@ def _adapted(
 
 def _task(model: Model, saved: list[str] | None) -> str | None:
     """Return the task type by which the library wraps the model."""
-    if isinstance(model, Llama) and model.head == "lm":
+    family = family_of(model)
+    if family.head(model) == "lm":
         return "CAUSAL_LM"
-    text = not isinstance(model, ViT) and {"classifier", "score"} & {*(saved or ())}
-    return "SEQ_CLS" if text else None
+    trained = {"classifier", "score"} & {*(saved or ())}
+    return "SEQ_CLS" if family.tokenizer and trained else None
 
 
 def _with_targets(

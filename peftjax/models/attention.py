@@ -7,7 +7,7 @@ from math import sqrt
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import dropout as drop
+from peftjax.models import layers
 
 
 def attend(
@@ -60,7 +60,7 @@ def attend(
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
     if dropout_key is not None and dropout > 0.0:
-        weights = drop(weights, dropout, dropout_key)
+        weights = layers.dropout(weights, dropout, dropout_key)
     weights = weights.reshape(batch, groups, -1, weights.shape[-1]).astype(v.dtype)
     y = jnp.einsum("bgqk,bgkd->bgqd", weights, v, preferred_element_type=jnp.float32)
     y = y.reshape(batch, heads, queries, d) / total

@@ -15,6 +15,16 @@ from peftjax.models.layers import apply_layers
 
 normal = nn.initializers.normal(0.02)
 
+# What a part of `Layer` is -> its path.
+PARTS = {
+    "query": "attention/query",
+    "key": "attention/key",
+    "value": "attention/value",
+    "output": "attention/output",
+    "up": "intermediate",
+    "down": "output",
+}
+
 
 class Encoding(NamedTuple):
     """What an encoder without a task head returns.

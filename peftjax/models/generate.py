@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.models.llama import Llama
+
+class LanguageModel(Protocol):
+    """What `generate` asks of a model, such as `Llama`."""
+
+    @property
+    def head(self) -> Any:
+        """`"lm"`, or another head."""
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Given `cache=`, return logits and the cache that has seen the tokens."""
+
+    def empty_cache(self, batch: int, length: int) -> Any:
+        """Return a cache for `batch` sequences of up to `length` tokens."""
 
 
 def generate(
-    model: Llama,
+    model: LanguageModel,
     params: Any,
     prompt: jax.Array,
     *,
@@ -28,7 +40,7 @@ def generate(
     """Continue each prompt by `steps` tokens: the likeliest, or drawn with a key.
 
     Args:
-        model: a Llama with `head="lm"`.
+        model: a language model with `head="lm"`.
         params: what `apply` takes first: the model's variables, adapted, merged or
             neither.
         prompt: `[batch, tokens]`, integers; shorter prompts are padded on the left.

@@ -1,4 +1,4 @@
-"""What model families share: a stack of layers, its two layouts, stochastic depth."""
+"""What model families share: a stack of layers, its two layouts, dropout."""
 
 from __future__ import annotations
 
@@ -52,6 +52,12 @@ def apply_layers(
         length=depth,
     )
     return scanned(**fields, name=name)(x, per_layer, *shared)[0]
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Drop entries of x with probability `rate`, and rescale the others."""
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
 def drop_path(x: jax.Array, rate: Any, key: jax.Array | None) -> jax.Array:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from peftjax.models.clip import Clip
+from peftjax.models.families import family_of
+from peftjax.models.family import Model
 from peftjax.models.files import CheckpointError, Tensor
-from peftjax.models.names import Model, Source
-from peftjax.models.vit import ViT
+from peftjax.models.names import Source
 
 _STACKED = re.compile(r"((?:.*/)?(?:layers|blocks))/(.*)")
 
@@ -43,17 +43,10 @@ def initial(model: Model, key: jax.Array, channels: int = 3) -> dict[str, Any]:
     Args:
         model: the model.
         key: a PRNG key.
-        channels: of a ViT's images.
+        channels: of images, where the model's fields do not tell.
     """
-    if isinstance(model, ViT):
-        sides = [side * model.patch_size for side in model.grid]
-        examples = [jnp.zeros((1, *sides, channels))]
-    else:
-        examples = [jnp.zeros((1, 2), jnp.int32)]
-    if isinstance(model, Clip):
-        side = model.config.vision.image_size
-        shape = (1, side, side, model.config.vision.num_channels)
-        examples = [jnp.zeros(shape), *examples]
+    examples = family_of(model).examples(model, channels)
+    examples = (jnp.zeros(example.shape, example.dtype) for example in examples)
     return flatten_dict(model.init(key, *examples)["params"], sep="/")
 
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
-from peftjax.models.bert import Bert
-from peftjax.models.families import Family, Head, file_head, recognise, with_head
+from peftjax.models.families import file_head, recognise
+from peftjax.models.family import NOTHING, Checkpoint, Family, Head
 from peftjax.models.files import (
     CheckpointError,
     Tensor,
@@ -26,8 +26,7 @@ from peftjax.models.files import (
     read_json,
 )
 from peftjax.models.leaves import Leaf, initial, plan_leaves
-from peftjax.models.names import Source, base_prefix, sources
-from peftjax.models.vit import ViT, resize_pos_embed
+from peftjax.models.names import Source
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +42,11 @@ def load(
 ) -> tuple[Any, dict[str, Any]]:
     """Load a pretrained model.
 
-    The family is recognised from the files: BERT, RoBERTa, MiniLM, DeBERTa-v3, CLIP and
-    Llama from a folder with `config.json` and safetensors, in one file or in shards
-    with an index; ViT from such a folder, from timm's, or from one of Google's `.npz`
-    files. Every tensor of the file is used or known to be without use (and logged), and
-    every parameter is filled, except those of a new head. Besides the model itself one
-    parameter at a time is in host memory.
+    The family, one of `FAMILIES`, is recognised from the files: a folder with
+    `config.json` and safetensors, in one file or in shards with an index; a ViT also
+    from timm's, or from one of Google's `.npz` files. Every tensor of the file is used
+    or known to be without use (and logged), and every parameter is filled, except those
+    of a new head. Besides the model itself one parameter at a time is in host memory.
 
     Args:
         path_or_name: a folder, a file, or the name of a repository in the local Hugging
@@ -76,18 +74,19 @@ def load(
     beside = weights.parent / "config.json"
     config = read_json(beside) if beside.is_file() else {}
     with _naming(weights):
-        family = recognise({} if weights.suffix == ".npz" else config, tensors)
+        family, kind = recognise({} if weights.suffix == ".npz" else config, tensors)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        model = family.build(config, shapes)
-        chosen = file_head(family, config, tensors) if head is None else head
-        model = _complete(with_head(model, chosen), tensors, dtype)
-        image_size = isinstance(model, ViT) and options.pop("image_size", None)
+        model = kind.build(config, shapes)
+        chosen = file_head(family, kind, config, tensors) if head is None else head
+        model = family.with_head(model, chosen)
+        model = model.clone(dtype=_computed(tensors, dtype))
+        image_size = options.pop("image_size", None) if family.resize else None
         model = _with_options(model, options)
         key = jax.random.key(0) if key is None else key
-        leaves, draw = _match(model, family, tensors, head, key)
+        leaves, draw = _match(model, family, kind, tensors, head, key)
     params = _fill(leaves, draw(), dtype, mesh)
-    if image_size:
-        model, params = _resized(model, params, image_size)
+    if family.resize and image_size:
+        model, params = family.resize(model, params, image_size)
     return model, {"params": params}
 
 
@@ -121,14 +120,10 @@ def _naming(weights: Path) -> Iterator[None]:
         raise CheckpointError(f"{weights}: {error}") from error
 
 
-def _complete(model: Any, tensors: Mapping[str, Tensor], dtype: Any) -> Any:
-    """Set what follows from the tensors: the dtype, and whether there is a pooler."""
+def _computed(tensors: Mapping[str, Tensor], dtype: Any) -> Any:
+    """Return the dtype of the computation: the chosen one, or the largest tensor's."""
     largest = max(tensors.values(), key=lambda tensor: tensor.size)
-    model = model.clone(dtype=jax.dtypes.canonicalize_dtype(dtype or largest.dtype))
-    if isinstance(model, Bert):
-        pooler = any(name.endswith("pooler.dense.weight") for name in tensors)
-        model = model.clone(with_pooler=pooler)
-    return model
+    return jax.dtypes.canonicalize_dtype(dtype or largest.dtype)
 
 
 def _with_options(model: Any, options: Mapping[str, Any]) -> Any:
@@ -153,24 +148,29 @@ def _with_options(model: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _match(
-    model: Any, family: Family, tensors: Mapping[str, Tensor], head: Head, key: Any
+    model: Any,
+    family: Family,
+    kind: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    head: Head,
+    key: Any,
 ) -> tuple[dict[str, Leaf], Callable[[], dict[str, Any]]]:
     """Return a leaf for every parameter, and how to draw those of a new head.
 
     Raises:
         CheckpointError: files and model do not fit both ways.
     """
-    kept = {n: t for n, t in tensors.items() if not _given_up(n, family, head)}
-    layers = model.depth if isinstance(model, ViT) else model.config.num_hidden_layers
+    kept = {n: t for n, t in tensors.items() if not _given_up(n, kind, head)}
+    layers = family.depth(model)
     if layers > len(kept):
         raise CheckpointError(
             f"config.json: {layers} layers, but the file has only {len(kept)} tensors"
         )
-    prefix = any(name.startswith(base_prefix(model)) for name in kept)
-    where = sources(model, family.layout, prefix=prefix)
+    prefix = any(name.startswith(family.prefix(model)) for name in kept)
+    where = family.sources(model, kind.layout, prefix=prefix)
 
     def initialise(key: Any) -> dict[str, Any]:
-        return initial(model, key, _channels(where, kept))
+        return initial(model, key, _channels(family, where, kept))
 
     try:
         shapes = {p: a.shape for p, a in jax.eval_shape(initialise, key).items()}
@@ -178,9 +178,9 @@ def _match(
         raise CheckpointError(f"config.json: {error}") from error
     leaves, used = plan_leaves(shapes, where, kept)
     fresh = [path for path, leaf in leaves.items() if leaf.read is None]
-    new = family.new if head is not None else r"(?!)"
+    new = kind.new if head is not None else NOTHING
     missing = [path for path in fresh if not re.fullmatch(new, path)]
-    unknown = [n for n in kept.keys() - used if not re.fullmatch(family.unused, n)]
+    unknown = [n for n in kept.keys() - used if not re.fullmatch(kind.unused, n)]
     if missing or unknown:
         raise CheckpointError(_misfit(model, sorted(missing), sorted(unknown)))
     unused = sorted(tensors.keys() - used)
@@ -193,10 +193,10 @@ def _match(
     return leaves, draw if fresh else dict
 
 
-def _given_up(name: str, family: Family, head: Head) -> bool:
+def _given_up(name: str, kind: Checkpoint, head: Head) -> bool:
     """Whether a tensor belongs to a head of the file that is not wanted."""
     kept = head is None or (head == "lm" and name.startswith("lm_head."))
-    return not kept and re.fullmatch(family.heads, name) is not None
+    return not kept and re.fullmatch(kind.heads, name) is not None
 
 
 def _misfit(model: Any, missing: list[str], unknown: list[str]) -> str:
@@ -211,9 +211,11 @@ def _misfit(model: Any, missing: list[str], unknown: list[str]) -> str:
     )
 
 
-def _channels(where: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> int:
-    """Return the channels of a ViT's images, from the patches' kernel."""
-    source = where.get("patch_embed/kernel")
+def _channels(
+    family: Family, where: Mapping[str, Source], tensors: Mapping[str, Tensor]
+) -> int:
+    """Return the channels of images, from the patches' kernel; 3 without one."""
+    source = where.get(f"{family.placements.patches}/kernel")
     patches = tensors.get(source.tensors[0]) if source else None
     if source is None or patches is None or len(patches.shape) != 4:
         return 3
@@ -243,10 +245,3 @@ def _placed(value: Any, mesh: Any) -> jax.Array:
     from peftjax.parallel.sharding import shard
 
     return shard(value, mesh)
-
-
-def _resized(model: ViT, params: dict[str, Any], image_size: Any) -> tuple[Any, Any]:
-    """Return the ViT for another image size, its position embeddings resized."""
-    new = model.clone(image_size=image_size)
-    positions = resize_pos_embed(params["pos_embed"], new.grid, model.grid)
-    return new, {**params, "pos_embed": positions}

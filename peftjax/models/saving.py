@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from peftjax.models import clip_configs, configs, deberta_configs, vit_configs
-from peftjax.models.bert import Bert
-from peftjax.models.clip import Clip
-from peftjax.models.deberta import Deberta
+from peftjax.models.families import family_of
+from peftjax.models.family import Family, Model
 from peftjax.models.files import INDEX, WEIGHTS, read_json
 from peftjax.models.leaves import initial, unrolled
-from peftjax.models.llama import Llama
-from peftjax.models.names import Model, sources
-from peftjax.models.vit import ViT
+from peftjax.storage import replacing_folder, write_json
 
 # What else lies in such a folder and belongs to the model.
 COMPANIONS = (
@@ -41,22 +35,6 @@ COMPANIONS = (
     "vocab.txt",
 )
 
-_WRITERS: dict[type, Any] = {
-    Bert: configs.write_bert,
-    Clip: clip_configs.write_clip,
-    Deberta: deberta_configs.write_deberta,
-    Llama: configs.write_llama,
-}
-# Model types and how the names of their classes begin.
-_CLASSES = {
-    "bert": "Bert",
-    "clip": "CLIP",
-    "deberta-v2": "DebertaV2",
-    "llama": "Llama",
-    "roberta": "Roberta",
-    "vit": "ViT",
-}
-
 
 def save(
     path: str | os.PathLike[str],
@@ -72,7 +50,7 @@ def save(
 
     Args:
         path: the folder to write; it must be absent or empty.
-        model: a `Bert`, `Clip`, `Deberta`, `Llama` or `ViT`.
+        model: of one of `peftjax.models.FAMILIES`.
         variables: its `{"params": ...}`, for example what `merge` returned.
         source: the folder that the model came from: its tokenizer and the further
             entries of its `config.json` (the names of classes) go along.
@@ -82,31 +60,20 @@ def save(
         FileExistsError: the folder is not empty.
         ValueError: parameters and model do not fit, or the model has no equal there.
     """
-    path = Path(path)
-    if not isinstance(model, Model):
-        known = ", ".join(kind.__name__ for kind in get_args(Model))
-        raise ValueError(
-            f"save: {type(model).__name__} has no equal there; expected one of "
-            f"{known}. Put the tower of a ClipClassifier back into its Clip's variables"
-        )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path}: expected an absent or empty folder")
-    params = flatten_dict(nn.meta.unbox(variables)["params"], sep="/")
-    pieces = _pieces(model, params)
-    config = _config(model, params)
+    family = family_of(model)
+    params: dict[str, Any] = flatten_dict(nn.meta.unbox(variables)["params"], sep="/")
+    patches = params.get(f"{family.placements.patches}/kernel")
+    channels = 3 if patches is None else patches.shape[2]
+    _check(model, params, channels)
+    pieces = _pieces(family, model, params)
+    config = _config(family, model, params, channels)
     if source is not None:
         config = _with_labels(read_json(Path(source) / "config.json"), config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as tmp:
-        folder = Path(tmp, "model")
-        folder.mkdir()
+    with replacing_folder(path) as folder:
         _write(folder, pieces, params, shard_bytes)
-        _write_json(folder / "config.json", config)
+        write_json(folder / "config.json", config)
         if source is not None:
             _copy_companions(Path(source), folder)
-        if path.exists():
-            path.rmdir()
-        os.replace(folder, path)
 
 
 def _copy_companions(source: Path, folder: Path) -> None:
@@ -132,10 +99,8 @@ class _Piece(NamedTuple):
         return np.asarray(value.transpose(np.argsort(self.order)), order="C")
 
 
-def _pieces(model: Model, params: Mapping[str, Any]) -> dict[str, _Piece]:
-    """Return what makes up every tensor; check that parameters and model fit."""
-    patches = params.get("patch_embed/kernel")
-    channels = 3 if patches is None else patches.shape[2]
+def _check(model: Model, params: Mapping[str, Any], channels: int) -> None:
+    """Raise ValueError unless parameters and model fit."""
     expected = jax.eval_shape(
         lambda key: initial(model, key, channels), jax.random.key(0)
     )
@@ -147,7 +112,13 @@ def _pieces(model: Model, params: Mapping[str, Any]) -> dict[str, _Piece]:
                 f"save: {path}: expected shape {want}, found {have}; None is no such "
                 f"parameter. Are these the variables of this {type(model).__name__}?"
             )
-    where = sources(model, prefix=_head(model) is not None)
+
+
+def _pieces(
+    family: Family, model: Model, params: Mapping[str, Any]
+) -> dict[str, _Piece]:
+    """Return what makes up every tensor."""
+    where = family.sources(model, prefix=family.head(model) is not None)
     pieces = {}
     for path, leaf in params.items():
         paths = unrolled(path, leaf.shape)
@@ -160,22 +131,13 @@ def _pieces(model: Model, params: Mapping[str, Any]) -> dict[str, _Piece]:
     return pieces
 
 
-def _head(model: Model) -> Any:
-    """Return the model's head; None where it has none."""
-    if isinstance(model, ViT):
-        return model.num_classes or None
-    return None if isinstance(model, Clip) else model.head
-
-
-def _config(model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
-    head, task = _head(model), "ForSequenceClassification"
-    if isinstance(model, ViT):
-        config = vit_configs.write_hf(model, params["patch_embed/kernel"].shape[2])
-        task = "ForImageClassification"
-    else:
-        config = _WRITERS[type(model)](model.config)
-    task = {None: "Model", "lm": "ForCausalLM"}.get(head, task)
-    config["architectures"] = [_CLASSES[config["model_type"]] + task]
+def _config(
+    family: Family, model: Model, params: Mapping[str, Any], channels: int
+) -> dict[str, Any]:
+    head = family.head(model)
+    task = {None: "Model", "lm": "ForCausalLM"}.get(head, family.heads.task)
+    config = family.write_config(model, channels)
+    config["architectures"] = [family.kind(model).architecture + task]
     outputs = 1 if head == "regression" else head
     if isinstance(outputs, int):
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(outputs)}
@@ -223,8 +185,4 @@ def _write(
         save_file(shard, folder / file, metadata={"format": "pt"})
     if len(groups) > 1:
         total = {"total_size": sum(sizes.values())}
-        _write_json(folder / INDEX, {"metadata": total, "weight_map": index})
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        write_json(folder / INDEX, {"metadata": total, "weight_map": index})

@@ -21,7 +21,7 @@ from peftjax.models import (
     save,
     zero_shot,
 )
-from peftjax.models.clip_towers import ImageTower, TextTower
+from peftjax.models.clip.towers import ImageTower, TextTower
 from peftjax.models.layers import stack_layers
 from peftjax.presets import rules
 from tests.helpers.model_cases import (

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import peftjax as pj
 from peftjax.models import CheckpointError, Deberta, DebertaConfig, load
-from peftjax.models.disentangled import bucket, position_scores, table_rows
+from peftjax.models.deberta.disentangled import bucket, position_scores, table_rows
 from peftjax.models.layers import stack_layers
 from peftjax.presets import rules
 from tests.helpers.model_cases import (

@@ -181,7 +181,7 @@ def test_methods_of_your_own():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("gpt", pj.SSF()), {}, "family: expected one of vit"),
+        (("gpt", pj.SSF()), {}, "family: expected one of bert"),
         (("bert", "prompt"), {}, "baseline: expected one of full"),
         (("bert", pj.SSF()), {"parts": ("gate",)}, "part of bert"),
         (("llama", "linear"), {}, "give head=True"),

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from peftjax.models.clip_configs import ClipConfig
-from peftjax.models.clip_towers import ImageTower, TextTower
+from peftjax.models.clip.config import ClipConfig
+from peftjax.models.clip.towers import ImageTower, TextTower
 from peftjax.models.encoder import normal
 
 

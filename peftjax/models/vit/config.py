@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
-from peftjax.models.configs import Json, check_neutral, number, wrong
+from peftjax.models.config_json import Json, check_neutral, number, wrong
+from peftjax.models.family import Shapes
 from peftjax.models.files import CheckpointError
-from peftjax.models.vit import ViT
-
-Shapes = Mapping[str, tuple[int, ...]]
+from peftjax.models.vit.model import ViT
 
 # Name in an HF `config.json` -> ours and HF's default.
 _HF_FIELDS: dict[str, tuple[str, Any]] = {

@@ -17,8 +17,8 @@ import numpy as np
 
 from peftjax.models.activations import activation
 from peftjax.models.attention import attend
-from peftjax.models.configs import LlamaConfig
 from peftjax.models.layers import apply_layers
+from peftjax.models.llama.config import LlamaConfig
 from peftjax.models.rope import rotate, rotation
 
 _normal = nn.initializers.normal(0.02)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peftjax.models.configs import Json, check_neutral, filled, number, wrong
+from peftjax.models.config_json import Json, check_neutral, filled, number, wrong
 from peftjax.models.files import CheckpointError
 
 

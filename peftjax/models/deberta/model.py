@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from peftjax.models.activations import activation
 from peftjax.models.attention import attend
-from peftjax.models.deberta_configs import DebertaConfig
-from peftjax.models.disentangled import position_scores, table_rows
+from peftjax.models.deberta.config import DebertaConfig
+from peftjax.models.deberta.disentangled import position_scores, table_rows
 from peftjax.models.encoder import (
     Encoding,
     Layer,

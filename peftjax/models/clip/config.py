@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from peftjax.models.configs import Json, check_neutral, filled, number, wrong
+from peftjax.models.config_json import Json, check_neutral, filled, number, wrong
 from peftjax.models.files import CheckpointError
 
 # The end of a text in the first files: there it has the largest id of all.

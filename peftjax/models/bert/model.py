@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.models.attention import attend
-from peftjax.models.configs import BertConfig
+from peftjax.models.bert.config import BertConfig
 from peftjax.models.encoder import (
     Encoding,
     Layer,

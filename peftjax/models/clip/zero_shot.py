@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.data.tokenizer import columns, encode, pad_id
-from peftjax.models.clip import Clip, normalise, projection, similarity
-from peftjax.models.clip_configs import LARGEST_ID, ClipVisionConfig
-from peftjax.models.clip_towers import ImageTower
+from peftjax.models.clip.config import LARGEST_ID, ClipVisionConfig
+from peftjax.models.clip.model import Clip, normalise, projection, similarity
+from peftjax.models.clip.towers import ImageTower
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

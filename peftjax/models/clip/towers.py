@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from peftjax.models.activations import activation
 from peftjax.models.attention import attend
-from peftjax.models.clip_configs import (
+from peftjax.models.clip.config import (
     LARGEST_ID,
     ClipTextConfig,
     ClipVisionConfig,
