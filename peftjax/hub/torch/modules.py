@@ -14,7 +14,7 @@ import numpy as np
 
 from peftjax.core.method import Kind, Layer
 from peftjax.hub.tensors import AdapterFileError
-from peftjax.hub.torch_config import Config
+from peftjax.hub.torch.config import Config
 from peftjax.models.configs import LlamaConfig
 from peftjax.models.leaves import unrolled
 from peftjax.models.names import Layout, Model, modules, sources
