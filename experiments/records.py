@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from peftjax.core.method import Method
 from peftjax.hub.describe import describe
-from peftjax.hub.tensors import replacing
+from peftjax.storage import replacing
 
 # What names a run, or says where it lies, and does not change its outcome.
 NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid")

@@ -22,7 +22,7 @@ from experiments import cli
 from experiments.claims import alone
 from experiments.finetune import Run
 from experiments.records import digest, settings
-from peftjax.hub.tensors import replacing
+from peftjax.storage import replacing
 from peftjax.training.metrics import read_metrics
 
 

@@ -3,24 +3,25 @@
 from importlib import import_module
 from typing import Any
 
+from peftjax.convert import to_glora, to_lora
 from peftjax.core.affine import NotMergeable
 from peftjax.core.bank import bank
 from peftjax.core.method import Layer, Method, dropout
 from peftjax.core.peft import Peft, adapt
-from peftjax.methods.composition import Composition
-from peftjax.methods.convert import to_lora
-from peftjax.methods.dora import DoRA
-from peftjax.methods.full import Full
-from peftjax.methods.glora import GLoRA
-from peftjax.methods.glora_supernet import GLoRASupernet
-from peftjax.methods.hra import HRA
-from peftjax.methods.hydra import Hydra
-from peftjax.methods.hydralora import HydraLoRA
-from peftjax.methods.ia3 import IA3
-from peftjax.methods.lora import LoRA
-from peftjax.methods.oft import OFT
-from peftjax.methods.ssf import SSF
-from peftjax.search.subnet import to_glora
+from peftjax.methods import (
+    HRA,
+    IA3,
+    OFT,
+    SSF,
+    Composition,
+    DoRA,
+    Full,
+    GLoRA,
+    GLoRASupernet,
+    Hydra,
+    HydraLoRA,
+    LoRA,
+)
 
 __all__ = [
     "Composition",
@@ -51,12 +52,12 @@ __all__ = [
 __version__ = "0.2.0.dev0"
 
 _ROOMS = (
+    "convert",
     "data",
     "hub",
     "models",
     "parallel",
     "presets",
-    "search",
     "testing",
     "training",
 )

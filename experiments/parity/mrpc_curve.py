@@ -33,7 +33,8 @@ from experiments.optimizer import optimizer
 from experiments.records import circumstances, plain, write_json
 from experiments.tasks.glue import model_folder
 from peftjax.data.pipeline import train_batches
-from peftjax.hub.tensors import replacing, write
+from peftjax.hub.tensors import write
+from peftjax.storage import replacing
 from peftjax.training.state import create_state
 
 STEPS, AGREEMENT = 50, 1e-3

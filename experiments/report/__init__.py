@@ -14,7 +14,7 @@ from experiments.report import caption, formats, latex, plot
 from experiments.report.rows import table
 from experiments.report.runs import PLAN, read
 from experiments.report.runs import DamagedFile as DamagedFile
-from peftjax.hub.tensors import replacing
+from peftjax.storage import replacing
 
 
 def write(workdir: Path) -> None:

@@ -1,15 +1,15 @@
 """Adapter files."""
 
-from peftjax.hub.files import load, read_rules, save
+from peftjax.hub.files import load, read_module, read_rules, save
 from peftjax.hub.merged import save_merged
 from peftjax.hub.tensors import AdapterFileError
-from peftjax.hub.torch_load import load_torch
-from peftjax.hub.torch_save import save_torch
+from peftjax.hub.torch import load_torch, save_torch
 
 __all__ = [
     "AdapterFileError",
     "load",
     "load_torch",
+    "read_module",
     "read_rules",
     "save",
     "save_merged",

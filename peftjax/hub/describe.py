@@ -8,17 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from peftjax.core.method import Method
-
-
-def public_methods() -> dict[str, type[Method]]:
-    """Return the methods of this library by class name."""
-    import peftjax
-
-    return {
-        name: value
-        for name, value in vars(peftjax).items()
-        if isinstance(value, type) and issubclass(value, Method) and value is not Method
-    }
+from peftjax.methods import ALL
 
 
 def describe(method: Method) -> dict[str, Any]:
@@ -49,7 +39,8 @@ def restore(document: Any, methods: Iterable[type[Method]] = ()) -> Method:
     Raises:
         ValueError: the document is malformed, or names an unknown class or setting.
     """
-    known = public_methods() | {cls.__name__: cls for cls in methods}
+    methods = tuple(methods)
+    known = {cls.__name__: cls for cls in (*ALL, *methods)}
     if not isinstance(document, dict) or set(document) != {"name", "settings"}:
         raise ValueError(
             f'expected a method as {{"name", "settings"}}, found {document!r}'

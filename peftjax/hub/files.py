@@ -29,9 +29,9 @@ from peftjax.hub.tensors import (
     check_arrays,
     read,
     refuse,
-    replacing,
     write,
 )
+from peftjax.storage import replacing
 
 Adapters = dict[str, dict[str, jax.Array]]
 
@@ -41,8 +41,8 @@ def save(
 ) -> tuple[Path, Path]:
     """Write adapters as `<path>.safetensors` and `<path>.json`.
 
-    Both are written to temporary names first and then renamed; if the process dies
-    between the two renames, `load` says that the files do not belong together.
+    Each is written whole; if the process dies between the two, `load` says that they do
+    not belong together.
 
     Args:
         path: the files' common name, with or without `.safetensors`.
@@ -97,11 +97,16 @@ def load(path: PathLike, peft: Any, variables: Any = None) -> Adapters:
     }
 
 
-def read_arrays(path: PathLike) -> dict[str, jax.Array]:
-    """Return the arrays of an adapter file by `path:name`, without a model.
+def read_module(
+    path: PathLike, methods: Iterable[type[Method]] = ()
+) -> tuple[dict[str, Method], Adapters]:
+    """Return the rules and the adapters of a file, without a model.
+
+    They are what `Composition.of` takes as one module.
 
     Args:
         path: as in `save`.
+        methods: as for `read_rules`.
 
     Raises:
         FileNotFoundError: one of the two files is absent.
@@ -112,7 +117,11 @@ def read_arrays(path: PathLike) -> dict[str, jax.Array]:
     facts, tensors = _read_facts(facts_file), read(tensors_file)
     _check_pair(tensors_file, facts_file, facts)
     check_arrays(tensors_file, tensors, tensors)
-    return tensors
+    adapters: Adapters = {}
+    for key, value in tensors.items():
+        site, _, name = key.rpartition(":")
+        adapters.setdefault(site, {})[name] = value
+    return read_rules(path, methods), adapters
 
 
 def read_rules(

@@ -8,10 +8,16 @@ FORMAT = 2
 
 # Format 1: settings that have another name now, and values that are spelled otherwise.
 _RENAMED = {
+    "Composition": {"granularity": "share"},
     "HRA": {"init": "start", "penalty": "penalty_weight"},
     "Hydra": {"init": "start"},
+    "OFT": {"form": "neumann"},
 }
-_RESPELLED = {("HRA", "orthogonal"): {"none": False, "gram_schmidt": True}}
+_RESPELLED = {
+    ("Composition", "granularity"): {"layer": False, "global": True},
+    ("HRA", "orthogonal"): {"none": False, "gram_schmidt": True},
+    ("OFT", "form"): {"cayley": False, "neumann": True},
+}
 
 
 def migrate(facts: Any) -> Any:

@@ -1,11 +1,9 @@
-"""Named arrays in a safetensors file: written whole or not at all, read strictly."""
+"""Named arrays in a safetensors file, read strictly."""
 
 from __future__ import annotations
 
 import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core.paths import flatten
+from peftjax.storage import replacing
 
 PathLike = str | os.PathLike[str]
 _SHOWN = 8
@@ -30,7 +29,7 @@ def save_tree(path: PathLike, variables: Any) -> Path:
     """
     paths, leaves, _ = flatten(variables)
     tensors = {name: leaf for name, leaf in zip(paths, leaves) if name is not None}
-    with replacing(Path(path)) as new:
+    with replacing(path) as new:
         write(new, tensors)
     return Path(path)
 
@@ -49,20 +48,6 @@ def load_tree(path: PathLike, like: Any) -> Any:
     check_arrays(path, expected, tensors)
     new = [leaf if name is None else tensors[name] for name, leaf in zip(paths, leaves)]
     return jax.tree.unflatten(structure, new)
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `target`; on success it takes its place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of several machines or containers may write beside each other.
-    owner = f"{platform.node()}.{os.getpid()}"
-    temporary = target.with_name(f".{target.name}.{owner}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write(file: Path, tensors: Mapping[str, Any]) -> None:

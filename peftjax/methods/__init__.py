@@ -1,1 +1,31 @@
-"""One file, one method, one paper."""
+"""One file, one method, one paper; `ALL` is the list of them."""
+
+from peftjax.core.method import Method
+from peftjax.methods.composition import Composition
+from peftjax.methods.dora import DoRA
+from peftjax.methods.full import Full
+from peftjax.methods.glora import GLoRA
+from peftjax.methods.glora_supernet import GLoRASupernet
+from peftjax.methods.hra import HRA
+from peftjax.methods.hydra import Hydra
+from peftjax.methods.hydralora import HydraLoRA
+from peftjax.methods.ia3 import IA3
+from peftjax.methods.lora import LoRA
+from peftjax.methods.oft import OFT
+from peftjax.methods.ssf import SSF
+
+# The order is that of the README's table.
+ALL: tuple[type[Method], ...] = (
+    LoRA,
+    DoRA,
+    Hydra,
+    HydraLoRA,
+    GLoRA,
+    GLoRASupernet,
+    HRA,
+    Composition,
+    OFT,
+    IA3,
+    SSF,
+    Full,
+)

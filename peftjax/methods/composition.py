@@ -1,7 +1,7 @@
-"""Composition of LoRA modules: a weighted average of their products.
+"""Composition: a weighted average of trained LoRA modules.
 
 Asadi et al., "Does Combining Parameter-efficient Modules Improve Few-shot Transfer
-Accuracy?", arXiv 2402.15414. Rules that give one LoRA are in `combine.py`.
+Accuracy?", arXiv 2402.15414. Rules that give one LoRA are in `peftjax.convert.combine`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -18,10 +18,15 @@ import jax.numpy as jnp
 
 from peftjax.core.method import AtInit, Layer, Method, check_rank, dropout
 from peftjax.methods.lora import LoRA
-from peftjax.methods.settings import check_choice, check_count
+from peftjax.methods.settings import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_numbers,
+)
 
 Adapters = Mapping[str, Mapping[str, jax.Array]]
-Module = tuple[Method | Mapping[str, Method], Adapters] | str | os.PathLike[str]
+Module = tuple[Method | Mapping[str, Method], Adapters]
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class Composition(Method):
         rank: the largest rank.
         weights: `"learned"` (v, ones at first, so uniform), `"uniform"`, 1/N, or N
             given numbers, used as they are.
-        granularity: `"layer"`, logits at each site, or `"global"`, one vector under
-            the path `""` that all sites read.
-        detach_denominator: leave the denominator of the softmax out of the gradient, as
-            the released code does.
+        share: one vector of logits for all layers, under the path `""`, instead of one
+            for each.
         dropout: of each module's input while training, as the modules have it; empty
             for none.
+
+    Departures:
+        detach_denominator: leave the denominator of the softmax out of the gradient, as
+            the released code does.
 
     >>> import jax.numpy as jnp
     >>> method = Composition(modules=2, rank=1, weights=(1.0, -1.0))
@@ -62,30 +69,29 @@ class Composition(Method):
     modules: int
     rank: int
     weights: Literal["learned", "uniform"] | tuple[float, ...] = "learned"
-    granularity: Literal["layer", "global"] = "layer"
+    share: bool = False
     detach_denominator: bool = False
     dropout: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_count(self, "modules", "rank")
-        check_choice(self, "granularity", ("layer", "global"))
-        object.__setattr__(self, "dropout", tuple(self.dropout))
-        rates = self.dropout or (0.0,) * self.modules
-        if len(rates) != self.modules or not all(0 <= rate < 1 for rate in rates):
+        check_flag(self, "share", "detach_denominator")
+        rates = check_numbers(self, "dropout")
+        if len(rates) not in (0, self.modules) or not all(0 <= r < 1 for r in rates):
             raise ValueError(
-                f"Composition(dropout={self.dropout}): expected {self.modules} numbers "
-                "0 <= dropout < 1, or none"
+                f"Composition(dropout={self.dropout!r}): expected {self.modules} "
+                "numbers 0 <= dropout < 1, or none"
             )
         if isinstance(self.weights, str):
             check_choice(self, "weights", ("learned", "uniform"))
             return
-        weights = tuple(float(weight) for weight in self.weights)
-        if len(weights) != self.modules or not all(map(isfinite, weights)):
-            raise ValueError(
-                f"Composition(weights={self.weights}): expected {self.modules} finite "
-                "numbers, one for each module"
-            )
+        weights = tuple(map(float, check_numbers(self, "weights")))
         object.__setattr__(self, "weights", weights)
+        if len(weights) != self.modules:
+            raise ValueError(
+                f"Composition(weights={self.weights!r}): expected {self.modules} "
+                "finite numbers, one for each module"
+            )
 
     @property
     def at_init(self) -> AtInit:
@@ -93,25 +99,25 @@ class Composition(Method):
 
     @property
     def shared(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return ("logits",) if self._learned and self.granularity == "global" else ()
+        return ("logits",) if self._learned and self.share else ()
 
     @property
     def _learned(self) -> bool:
         return self.weights == "learned"
 
-    def check(self, site: Layer) -> None:
-        check_rank("Composition", "rank", self.rank, site)
+    def check(self, layer: Layer) -> None:
+        check_rank("Composition", "rank", self.rank, layer)
 
-    def count(self, site: Layer) -> int:
+    def count(self, layer: Layer) -> int:
         """Return N for learned weights of a layer, else 0."""
         return self.modules if self._learned and not self.shared else 0
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
         key_a, key_b = jax.random.split(key)
-        shape_a = (self.modules, site.d_in, self.rank)
-        shape_b = (self.modules, self.rank, site.d_out)
+        shape_a = (self.modules, layer.d_in, self.rank)
+        shape_b = (self.modules, self.rank, layer.d_out)
         p = {
-            "a": jax.random.normal(key_a, shape_a) / sqrt(site.d_in),
+            "a": jax.random.normal(key_a, shape_a) / sqrt(layer.d_in),
             "b": jax.random.normal(key_b, shape_b) / sqrt(self.rank),
             "scale": jnp.ones(self.modules),
         }
@@ -145,17 +151,17 @@ class Composition(Method):
         cls,
         modules: Sequence[Module],
         weights: Literal["learned", "uniform"] | Sequence[float] = "learned",
-        granularity: Literal["layer", "global"] = "layer",
+        share: bool = False,
         detach_denominator: bool = False,
     ) -> Composed:
         """Compose trained modules: rules for `adapt`, and the adapters they start from.
 
         Args:
             modules: `(method, adapters)` pairs, method a LoRA or rules as for `adapt`;
-                or adapter files. Leaves trained by `Full` (a head) are left out: a new
-                task has a new head.
+                `peftjax.hub.read_module` reads one from a file. Leaves trained by
+                `Full` (a head) are left out: a new task has a new head.
             weights: as for `Composition`.
-            granularity: as for `Composition`.
+            share: as for `Composition`.
             detach_denominator: as for `Composition`.
 
         Raises:
@@ -181,7 +187,7 @@ class Composition(Method):
                 len(members),
                 rank,
                 given,
-                granularity,
+                share,
                 detach_denominator,
                 rates if any(rates) else (),
             )
@@ -245,9 +251,11 @@ def sites(
 def _lora_sites(index: int, module: Module) -> dict[str, Any]:
     """Return path to `(LoRA, {"a", "b"})` of one module, leaving out `Full` leaves."""
     if isinstance(module, str | os.PathLike):
-        method, adapters = _read(module)
-    else:
-        method, adapters = module
+        raise ValueError(
+            f"module {index}: expected (method, adapters), found the path {module!s}; "
+            "peftjax.hub.read_module reads an adapter file"
+        )
+    method, adapters = module
     found: dict[str, Any] = {}
     for path, p in adapters.items():
         if set(p) == {"value"}:
@@ -267,17 +275,6 @@ def _lora_sites(index: int, module: Module) -> dict[str, Any]:
     if not found:
         raise ValueError(f"module {index} adapts no layer with LoRA")
     return found
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Method], Any]:
-    """Return the rules and the adapters of a file that `peftjax.hub.save` wrote."""
-    from peftjax.hub import files  # the one use of files by a method
-
-    adapters: dict[str, dict[str, jax.Array]] = {}
-    for key, value in files.read_arrays(path).items():
-        site, _, leaf = key.rpartition(":")
-        adapters.setdefault(site, {})[leaf] = value
-    return files.read_rules(path), adapters
 
 
 def _first_match(rules: Mapping[str, Method], path: str) -> Method | None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core.method import AtInit, Layer, Method, check_rank, dropout
-from peftjax.methods.settings import check_count, check_dropout
+from peftjax.methods.settings import check_count, check_dropout, check_strength
 
 
 @dataclass(frozen=True)
@@ -48,26 +48,27 @@ class DoRA(Method):
 
     def __post_init__(self) -> None:
         check_count(self, "rank")
+        check_strength(self, "alpha")
         check_dropout(self)
 
     @property
     def at_init(self) -> AtInit:
         return "rounding"
 
-    def check(self, site: Layer) -> None:
-        check_rank("DoRA", "rank", self.rank, site)
+    def check(self, layer: Layer) -> None:
+        check_rank("DoRA", "rank", self.rank, layer)
 
-    def count(self, site: Layer) -> int:
-        return self.rank * (site.d_in + site.d_out) + site.d_out
+    def count(self, layer: Layer) -> int:
+        return self.rank * (layer.d_in + layer.d_out) + layer.d_out
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
-        assert site.kernel is not None
-        bound = 1 / sqrt(site.d_in)
-        shape = (site.d_in, self.rank)
-        kernel = site.kernel.astype(jnp.float32)
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
+        assert layer.kernel is not None
+        bound = 1 / sqrt(layer.d_in)
+        shape = (layer.d_in, self.rank)
+        kernel = layer.kernel.astype(jnp.float32)
         return {
             "a": jax.random.uniform(key, shape, minval=-bound, maxval=bound),
-            "b": jnp.zeros((self.rank, site.d_out)),
+            "b": jnp.zeros((self.rank, layer.d_out)),
             "magnitude": jnp.linalg.norm(kernel, axis=0),
         }
 

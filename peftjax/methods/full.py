@@ -1,4 +1,4 @@
-"""Full fine-tuning of a leaf: the baseline of every table."""
+"""Full: a trainable copy, for full fine-tuning, linear probing and BitFit."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Full(Method):
     needs_kernel: ClassVar[bool] = True
     replaces: ClassVar[bool] = True
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
-        assert site.kernel is not None
-        return {"value": site.kernel}
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
+        assert layer.kernel is not None
+        return {"value": layer.kernel}
 
     def formula(self, p, x, kernel, bias, *, key=None):
         return x @ p["value"] + bias

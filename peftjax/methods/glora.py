@@ -87,7 +87,9 @@ class GLoRA(Method):
     Attributes:
         rank: r, or three ranks, of A, B and C.
         a, b, c, d, e: the form of each support.
-        semantics: `"elementwise"` or `"matrix"`.
+
+    Departures:
+        semantics: `"elementwise"` (released code) or `"matrix"`.
 
     >>> import jax.numpy as jnp
     >>> method = GLoRA(rank=1, a="constant", b="none", c="none", d="none", e="vector")
@@ -133,13 +135,13 @@ class GLoRA(Method):
     def forms_kernel(self) -> bool:
         return self.a == "lora" and self.semantics == "elementwise"
 
-    def check(self, site: Layer) -> None:
+    def check(self, layer: Layer) -> None:
         for name, rank in zip("abc", self.ranks):
             if getattr(self, name) == "lora":
-                widest = site.d_in if name == "c" else site.d_out
-                check_rank("GLoRA", "rank", rank, replace(site, d_out=widest))
+                widest = layer.d_in if name == "c" else layer.d_out
+                check_rank("GLoRA", "rank", rank, replace(layer, d_out=widest))
 
-    def _shapes(self, site: Layer) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, layer: Layer) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the arrays."""
         shapes: dict[str, tuple[int, ...]] = {}
         for name, rank in zip("abcde", (*self.ranks, 0, 0)):
@@ -147,19 +149,19 @@ class GLoRA(Method):
             if form == "constant":
                 shapes[name] = ()
             elif form == "vector":
-                shapes[name] = (site.d_in if name == "c" else site.d_out,)
+                shapes[name] = (layer.d_in if name == "c" else layer.d_out,)
             elif form == "lora":
                 square = name == "a" and self.semantics == "matrix"
-                out = (site.d_in if square else site.d_out,)
-                shapes[f"{name}_in"] = (site.d_in, rank)
+                out = (layer.d_in if square else layer.d_out,)
+                shapes[f"{name}_in"] = (layer.d_in, rank)
                 shapes[f"{name}_out"] = (rank, *(() if name == "c" else out))
         return shapes
 
-    def count(self, site: Layer) -> int:
-        return sum(prod(shape) for shape in self._shapes(site).values())
+    def count(self, layer: Layer) -> int:
+        return sum(prod(shape) for shape in self._shapes(layer).values())
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
-        shapes = self._shapes(site)
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
+        shapes = self._shapes(layer)
         return {
             name: xavier(part, shape)
             if name in ("a_in", "b_in", "c_out")

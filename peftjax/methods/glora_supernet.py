@@ -64,15 +64,15 @@ class GLoRASupernet(Method):
     def _largest(self) -> GLoRA:
         return GLoRA(rank=self.rank)
 
-    def check(self, site: Layer) -> None:
-        self._largest.check(site)
+    def check(self, layer: Layer) -> None:
+        self._largest.check(layer)
 
-    def count(self, site: Layer) -> int:
-        return self._largest.count(site)
+    def count(self, layer: Layer) -> int:
+        return self._largest.count(layer)
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
         return {
-            **self._largest.init(key, site),
+            **self._largest.init(key, layer),
             "structure": jnp.array([3, 3, 3, 2, 2], jnp.int32),
             "ranks": jnp.full(3, self.rank, jnp.int32),
         }

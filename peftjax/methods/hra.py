@@ -16,7 +16,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from peftjax.core.method import AtInit, Layer, Method, Rows, check_rank
-from peftjax.methods.settings import check_choice, check_count, check_flag
+from peftjax.methods.settings import check_choice, check_count, check_flag, check_size
 
 _STARTS = ("auto", "pairs", "pairs_hf", "independent", "small", "identity")
 
@@ -41,19 +41,21 @@ class HRA(Method):
         orthogonal: orthonormalise the columns by Gram–Schmidt: `H_1 … H_r` becomes
             `I - 2 Q Qᵀ` (the paper's λ = ∞).
         penalty_weight: λ of the loss term that pulls unit columns apart.
-        penalty_norm: `"frobenius"`, `λ ‖I - UᵀU‖` (all released code), or `"squared"`,
-            `λ ‖I - UᵀU‖²` (the paper's text).
-        side: `"input"`, or `"output"` as in the released LLaMA code,
-            `y = x K H_1 … H_r + b`.
-        form: `"wy"` or `"scan"`.
-        eps: under the root of ‖v‖; the released LLaMA code takes 1e-4 (and so its
-            factors are not quite reflections). Gram–Schmidt goes without it.
         start: `"pairs"`, also by the name `"pairs_hf"`; `"independent"`, uniform on
             `±1/sqrt(r)`; `"small"`, the LLaMA code's, uniform on `±eps sqrt(6/r)`;
             `"identity"`, its columns of the identity matrix for Gram–Schmidt. `"auto"`
             is small where eps > 0, pairs for an even rank without Gram–Schmidt,
             independent otherwise.
         allow_non_identity: accept an odd rank, whose start is not the frozen layer.
+
+    Departures:
+        side: `"input"`, or `"output"` as in the released LLaMA code,
+            `y = x K H_1 … H_r + b`.
+        form: `"wy"` or `"scan"`.
+        eps: under the root of ‖v‖; the released LLaMA code takes 1e-4 (and so its
+            factors are not quite reflections). Gram–Schmidt goes without it.
+        penalty_norm: `"frobenius"`, `λ ‖I - UᵀU‖` (all released code), or `"squared"`,
+            `λ ‖I - UᵀU‖²` (the paper's text).
 
     >>> import jax.numpy as jnp
     >>> method = HRA(rank=1, allow_non_identity=True)
@@ -82,6 +84,7 @@ class HRA(Method):
         check_choice(self, "form", ("wy", "scan"))
         check_choice(self, "start", _STARTS)
         check_choice(self, "penalty_norm", ("frobenius", "squared"))
+        check_size(self, "penalty_weight", "eps")
         odd = self.rank % 2 == 1
         if odd and not self.orthogonal and not self.allow_non_identity:
             raise ValueError(
@@ -93,13 +96,10 @@ class HRA(Method):
             raise ValueError(
                 f"HRA(rank={self.rank}, start={self.start!r}): needs an even rank"
             )
-        weight = self.penalty_weight
-        if not isinstance(weight, int | float) or not weight >= 0:
-            raise ValueError(f"HRA(penalty_weight={weight!r}): expected a number >= 0")
-        if self.eps < 0 or (self.start == "small" and self.eps == 0):
+        if self.start == "small" and self.eps == 0:
             raise ValueError(
-                f"HRA(eps={self.eps}, start={self.start!r}): expected eps >= 0, and "
-                "eps > 0 for the small start"
+                f"HRA(eps={self.eps}, start='small'): expected eps > 0; choose another "
+                "start where it is 0"
             )
         if self.orthogonal and self.form == "scan":
             raise ValueError(
@@ -120,18 +120,18 @@ class HRA(Method):
         paired = not self.orthogonal and self.rank % 2 == 0
         return "pairs" if paired else "independent"
 
-    def _width(self, site: Layer) -> int:
-        return site.d_in if self.side == "input" else site.d_out
+    def _width(self, layer: Layer) -> int:
+        return layer.d_in if self.side == "input" else layer.d_out
 
-    def check(self, site: Layer) -> None:
-        width = self._width(site)
-        check_rank("HRA", "rank", self.rank, replace(site, d_in=width, d_out=width))
+    def check(self, layer: Layer) -> None:
+        width = self._width(layer)
+        check_rank("HRA", "rank", self.rank, replace(layer, d_in=width, d_out=width))
 
-    def count(self, site: Layer) -> int:
-        return self._width(site) * self.rank
+    def count(self, layer: Layer) -> int:
+        return self._width(layer) * self.rank
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
-        width, r = self._width(site), self.rank
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
+        width, r = self._width(layer), self.rank
         if self._start == "pairs":
             bound = sqrt(2 / r)
             half = jax.random.uniform(key, (width, r // 2), minval=-bound, maxval=bound)

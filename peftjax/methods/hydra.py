@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core.method import Layer, Method, check_rank, dropout
-from peftjax.methods.settings import check_choice, check_count, check_dropout
+from peftjax.methods.settings import (
+    check_choice,
+    check_count,
+    check_dropout,
+    check_flag,
+    check_strength,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Hydra(Method):
     Array([[3., 3.]], dtype=float32)
     """
 
-    rank: int = 2
+    rank: int
     seq_rank: int | None = None
     scale: float = 1.0
     branches: Literal["both", "parallel", "sequential"] = "both"
@@ -61,6 +67,8 @@ class Hydra(Method):
 
     def __post_init__(self) -> None:
         check_count(self, "rank", *(["seq_rank"] if self.seq_rank is not None else []))
+        check_strength(self, "scale")
+        check_flag(self, "branch_bias", "learn_scale")
         check_choice(self, "branches", ("both", "parallel", "sequential"))
         check_choice(self, "start", ("xavier", "normal", "kaiming"))
         check_dropout(self)
@@ -69,35 +77,35 @@ class Hydra(Method):
     def uses_bias(self) -> bool:
         return self.branches != "parallel"
 
-    def check(self, site: Layer) -> None:
-        for name, rank, width in self._branches(site):
+    def check(self, layer: Layer) -> None:
+        for name, rank, width in self._branches(layer):
             setting = "seq_rank" if name == "seq" and self.seq_rank else "rank"
-            check_rank("Hydra", setting, rank, replace(site, d_in=width))
+            check_rank("Hydra", setting, rank, replace(layer, d_in=width))
 
-    def count(self, site: Layer) -> int:
+    def count(self, layer: Layer) -> int:
         total = int(self.learn_scale)
-        for _, rank, width in self._branches(site):
-            total += rank * (width + site.d_out)
-            total += (rank + site.d_out) * self.branch_bias
+        for _, rank, width in self._branches(layer):
+            total += rank * (width + layer.d_out)
+            total += (rank + layer.d_out) * self.branch_bias
         return total
 
-    def _branches(self, site: Layer) -> Iterator[tuple[str, int, int]]:
+    def _branches(self, layer: Layer) -> Iterator[tuple[str, int, int]]:
         """Yield the name, rank and input width of each branch."""
         if self.branches != "sequential":
-            yield "par", self.rank, site.d_in
+            yield "par", self.rank, layer.d_in
         if self.branches != "parallel":
-            yield "seq", self.seq_rank or self.rank, site.d_out
+            yield "seq", self.seq_rank or self.rank, layer.d_out
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
         p: dict[str, jax.Array] = {}
         for branch_key, (name, rank, width) in zip(
-            jax.random.split(key), self._branches(site)
+            jax.random.split(key), self._branches(layer)
         ):
             p[f"{name}_a"] = self._down(branch_key, (width, rank))
-            p[f"{name}_b"] = jnp.zeros((rank, site.d_out))
+            p[f"{name}_b"] = jnp.zeros((rank, layer.d_out))
             if self.branch_bias:
                 p[f"{name}_a_bias"] = jnp.zeros(rank)
-                p[f"{name}_b_bias"] = jnp.zeros(site.d_out)
+                p[f"{name}_b_bias"] = jnp.zeros(layer.d_out)
         if self.learn_scale:
             p["scale"] = jnp.asarray(self.scale, jnp.float32)
         return p

@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core.method import Layer, Method, check_rank, dropout
-from peftjax.methods.settings import check_choice, check_count, check_dropout
+from peftjax.methods.settings import (
+    check_choice,
+    check_count,
+    check_dropout,
+    check_flag,
+    check_strength,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class HydraLoRA(Method):
         alpha: numerator of the scale.
         dropout: probability of dropping an entry of the input of A; the router's input
             is never dropped.
+
+    Departures:
         dropout_per_head: draw a mask for each head, as the released code does, at the
             price of N products with A in training.
         router_input: `"input"` (released code) or `"lowrank"` (the paper's shape).
@@ -67,6 +75,8 @@ class HydraLoRA(Method):
 
     def __post_init__(self) -> None:
         check_count(self, "rank", "heads")
+        check_strength(self, "alpha")
+        check_flag(self, "dropout_per_head")
         check_choice(self, "router_input", ("input", "lowrank"))
         check_dropout(self)
 
@@ -74,30 +84,30 @@ class HydraLoRA(Method):
     def frozen(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return ("router",) if self.heads == 1 else ()
 
-    def check(self, site: Layer) -> None:
-        check_rank("HydraLoRA", "rank", self.rank, site)
+    def check(self, layer: Layer) -> None:
+        check_rank("HydraLoRA", "rank", self.rank, layer)
 
-    def count(self, site: Layer, *, router: bool = True) -> int:
+    def count(self, layer: Layer, *, router: bool = True) -> int:
         """Return r (in + N out) and, unless the router is left out, its in N (or r N).
 
         The paper's percentages leave the router out.
         """
-        read = site.d_in if self.router_input == "input" else self.rank
+        read = layer.d_in if self.router_input == "input" else self.rank
         routed = router and self.heads > 1
-        lora = self.rank * (site.d_in + self.heads * site.d_out)
+        lora = self.rank * (layer.d_in + self.heads * layer.d_out)
         return lora + routed * read * self.heads
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
         def kaiming(key: jax.Array, fan_in: int, fan_out: int) -> jax.Array:
             bound = 1 / sqrt(fan_in)
             shape = (fan_in, fan_out)
             return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
         key_a, key_router = jax.random.split(key)
-        read = site.d_in if self.router_input == "input" else self.rank
+        read = layer.d_in if self.router_input == "input" else self.rank
         return {
-            "a": kaiming(key_a, site.d_in, self.rank),
-            "b": jnp.zeros((self.heads, self.rank, site.d_out)),
+            "a": kaiming(key_a, layer.d_in, self.rank),
+            "b": jnp.zeros((self.heads, self.rank, layer.d_out)),
             "router": kaiming(key_router, read, self.heads),
         }
 

@@ -43,11 +43,13 @@ class IA3(Method):
     def uses_bias(self) -> bool:
         return self.side == "output"
 
-    def count(self, site: Layer) -> int:
-        return site.d_out if self.side == "output" else site.d_in // prod(site.spatial)
+    def count(self, layer: Layer) -> int:
+        return (
+            layer.d_out if self.side == "output" else layer.d_in // prod(layer.spatial)
+        )
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
-        return {"scale": jnp.ones(self.count(site))}
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
+        return {"scale": jnp.ones(self.count(layer))}
 
     def formula(self, p, x, kernel, bias, *, key=None):
         if self.side == "output":

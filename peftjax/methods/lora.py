@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core.method import Layer, Method, check_rank, dropout
-from peftjax.methods.settings import check_count, check_dropout
+from peftjax.methods.settings import (
+    check_count,
+    check_dropout,
+    check_flag,
+    check_strength,
+)
 
 
 @dataclass(frozen=True)
@@ -45,23 +50,25 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         check_count(self, "rank")
+        check_strength(self, "alpha")
+        check_flag(self, "rs")
         check_dropout(self)
 
     @property
     def scale(self) -> float:
         return self.alpha / (sqrt(self.rank) if self.rs else self.rank)
 
-    def check(self, site: Layer) -> None:
-        check_rank("LoRA", "rank", self.rank, site)
+    def check(self, layer: Layer) -> None:
+        check_rank("LoRA", "rank", self.rank, layer)
 
-    def count(self, site: Layer) -> int:
-        return self.rank * (site.d_in + site.d_out)
+    def count(self, layer: Layer) -> int:
+        return self.rank * (layer.d_in + layer.d_out)
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
-        shape_a, shape_b = (site.d_in, self.rank), (self.rank, site.d_out)
-        if site.kind == "embedding":
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
+        shape_a, shape_b = (layer.d_in, self.rank), (self.rank, layer.d_out)
+        if layer.kind == "embedding":
             return {"a": jnp.zeros(shape_a), "b": jax.random.normal(key, shape_b)}
-        bound = 1 / sqrt(site.d_in)
+        bound = 1 / sqrt(layer.d_in)
         a = jax.random.uniform(key, shape_a, minval=-bound, maxval=bound)
         return {"a": a, "b": jnp.zeros(shape_b)}
 

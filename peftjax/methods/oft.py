@@ -8,14 +8,14 @@ Scalable", arXiv 2506.19847.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core.method import AtInit, Layer, Method, Rows
-from peftjax.methods.settings import check_choice, check_count
+from peftjax.methods.settings import check_count, check_flag
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class OFT(Method):
     Parameter: `r [n, block (block - 1) / 2]`, float32, zeros at first; the strict upper
     triangle, row by row, of Q, with `Q = upper - upperᵀ`. With `share` n is 1.
 
-    `form="cayley"` is exact, `R = (I - Q)(I + Q)⁻¹`. `form="neumann"` is the torch
-    library's series of five terms, `I + 2Q + 2Q² + 2Q³ + Q⁴`, which approximates the
-    inverse rotation `(I + Q)(I - Q)⁻¹`: files must say which form trained them.
+    R is Cayley's, exact, `(I - Q)(I + Q)⁻¹`. With `neumann` it is the torch library's
+    series of five terms, `I + 2Q + 2Q² + 2Q³ + Q⁴`, which approximates the inverse
+    rotation `(I + Q)(I - Q)⁻¹`: files must say which of the two trained them.
 
     Attributes:
         block: size of a block; divides the layer's input.
-        form: `"cayley"` or `"neumann"`.
+        neumann: the torch library's series in place of the exact inverse.
         share: one R for all blocks.
 
     >>> import jax.numpy as jnp
@@ -43,12 +43,12 @@ class OFT(Method):
     float32: ClassVar[tuple[str, ...]] = ("r",)
 
     block: int
-    form: Literal["cayley", "neumann"] = "cayley"
+    neumann: bool = False
     share: bool = False
 
     def __post_init__(self) -> None:
         check_count(self, "block")
-        check_choice(self, "form", ("cayley", "neumann"))
+        check_flag(self, "neumann", "share")
         if self.block == 1:
             raise ValueError("OFT(block=1): a rotation needs a block of at least 2")
 
@@ -56,22 +56,22 @@ class OFT(Method):
     def at_init(self) -> AtInit:
         return "rounding"
 
-    def check(self, site: Layer) -> None:
-        if site.d_in % self.block:
-            near = [b for b in range(2, site.d_in + 1) if site.d_in % b == 0]
+    def check(self, layer: Layer) -> None:
+        if layer.d_in % self.block:
+            near = [b for b in range(2, layer.d_in + 1) if layer.d_in % b == 0]
             near.sort(key=lambda b: abs(b - self.block))
             raise ValueError(
-                f"{site.path or 'layer'}: OFT(block={self.block}) does not divide the "
-                f"layer's input, {site.d_in}; expected a divisor such as "
+                f"{layer.path or 'layer'}: OFT(block={self.block}) does not divide the "
+                f"layer's input, {layer.d_in}; expected a divisor such as "
                 f"{', '.join(map(str, near[:3]))}"
             )
 
-    def count(self, site: Layer) -> int:
-        blocks = 1 if self.share else site.d_in // self.block
+    def count(self, layer: Layer) -> int:
+        blocks = 1 if self.share else layer.d_in // self.block
         return blocks * (self.block * (self.block - 1) // 2)
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
-        blocks = 1 if self.share else site.d_in // self.block
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
+        blocks = 1 if self.share else layer.d_in // self.block
         return {"r": jnp.zeros((blocks, self.block * (self.block - 1) // 2))}
 
     def rotations(self, p) -> jax.Array:
@@ -82,7 +82,7 @@ class OFT(Method):
         upper = upper.at[:, rows, columns].set(r)
         q = upper - upper.transpose(0, 2, 1)
         eye = jnp.eye(self.block)
-        if self.form == "cayley":
+        if not self.neumann:
             return jnp.linalg.solve(eye + q, eye - q)  # the two factors commute
         q2 = q @ q
         return eye + 2 * (q + q2 + q2 @ q) + q2 @ q2

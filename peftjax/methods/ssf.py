@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 
 from peftjax.core.method import AtInit, Layer, Method
+from peftjax.methods.settings import check_size
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,7 @@ class SSF(Method):
     std: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.std < 0:
-            raise ValueError(f"SSF(std={self.std}): expected a number >= 0")
+        check_size(self, "std")
 
     @property
     def at_init(self) -> AtInit:
@@ -43,11 +43,11 @@ class SSF(Method):
     def uses_bias(self) -> bool:
         return True
 
-    def count(self, site: Layer) -> int:
-        return 2 * site.d_out
+    def count(self, layer: Layer) -> int:
+        return 2 * layer.d_out
 
-    def init(self, key: jax.Array, site: Layer) -> dict[str, jax.Array]:
-        noise = self.std * jax.random.normal(key, (2, site.d_out))
+    def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
+        noise = self.std * jax.random.normal(key, (2, layer.d_out))
         return {"scale": 1 + noise[0], "shift": noise[1]}
 
     def formula(self, p, x, kernel, bias, *, key=None):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import peftjax as pj
 from peftjax.hub import files, tensors
-from peftjax.hub.describe import describe, public_methods, restore
+from peftjax.hub.describe import describe, restore
 from peftjax.hub.tensors import AdapterFileError
 
 
@@ -105,6 +105,14 @@ def test_transposed_arrays_are_written_in_their_order(tmp_path):
     np.testing.assert_array_equal(tensors.load_tree(path, tree)["k"], tree["k"])
 
 
+def test_a_file_is_read_without_a_model(saved):
+    path, _, _, adapters = saved
+    rules, found = files.read_module(path)
+    assert rules == RULES
+    assert jax.tree.structure(found) == jax.tree.structure(adapters)
+    jax.tree.map(np.testing.assert_array_equal, found, adapters)
+
+
 def test_rules_come_back_and_plan_the_same_adapters(saved):
     path, peft, _, _ = saved
     rules = files.read_rules(path)
@@ -112,17 +120,36 @@ def test_rules_come_back_and_plan_the_same_adapters(saved):
     assert planned(rules=rules)[0].sites == peft.sites
 
 
-def test_a_file_of_the_first_format_is_read(tmp_path):
-    rules = {
-        "hidden/kernel": pj.HRA(4, True, penalty_weight=0.5, start="pairs"),
-        "head/kernel": pj.Hydra(rank=2, start="normal"),
-    }
+FIRST_FORMAT = [  # a method, and how the first format spelled its settings
+    (
+        pj.HRA(4, True, penalty_weight=0.5, start="pairs"),
+        {
+            '"penalty_weight"': '"penalty"',
+            '"start"': '"init"',
+            '"orthogonal": true': '"orthogonal": "gram_schmidt"',
+        },
+    ),
+    (pj.Hydra(2, start="normal"), {'"start"': '"init"'}),
+    (pj.OFT(block=5, neumann=True), {'"neumann": true': '"form": "neumann"'}),
+    (pj.OFT(block=5), {'"neumann": false': '"form": "cayley"'}),
+    (
+        pj.Composition(2, 3, share=True),
+        {'"share": true': '"granularity": "global"'},
+    ),
+    (pj.Composition(2, 3), {'"share": false': '"granularity": "layer"'}),
+]
+
+
+@pytest.mark.parametrize(("method", "spelled"), FIRST_FORMAT)
+def test_a_file_of_the_first_format_is_read(tmp_path, method, spelled):
+    rules = {"hidden/kernel": method, "head/.*": pj.Full()}
     peft, variables = planned(rules=rules)
     adapters = fresh(peft)
     _, facts_file = files.save(tmp_path / "old", peft, adapters, variables)
     text = facts_file.read_text().replace('"format": 2', '"format": 1')
-    text = text.replace('"penalty_weight"', '"penalty"').replace('"start"', '"init"')
-    text = text.replace('"orthogonal": true', '"orthogonal": "gram_schmidt"')
+    for now, then in spelled.items():
+        assert now in text
+        text = text.replace(now, then)
     facts_file.write_text(text)
     assert files.read_rules(tmp_path / "old") == rules
     loaded = files.load(tmp_path / "old", peft, variables)
@@ -249,12 +276,6 @@ def test_adapters_of_another_plan_are_not_saved(saved, tmp_path):
     del adapters["head/bias"]
     with pytest.raises(AdapterFileError, match="head/bias:value"):
         files.save(tmp_path / "bad", peft, adapters)
-
-
-def test_every_public_method_is_found_by_name():
-    found = public_methods()
-    assert found["LoRA"] is pj.LoRA and found["Full"] is pj.Full
-    assert "Method" not in found
 
 
 @dataclass(frozen=True)

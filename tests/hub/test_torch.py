@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import peftjax as pj
 from peftjax.hub import AdapterFileError, load_torch, save_merged, save_torch
-from peftjax.hub import torch_save as writer
+from peftjax.hub.torch import save as writer
 from peftjax.models import load
 from peftjax.models.layers import stack_layers
 from tests.helpers import torch_cases
@@ -167,8 +167,8 @@ def test_a_merged_model_goes_to_the_hugging_face_layout_in_one_call(tmp_path):
 
 def targets(**fields):
     """Return the adapted paths of the tiny BERT, by the paths of its adapters."""
-    from peftjax.hub.torch_config import complete
-    from peftjax.hub.torch_modules import Modules
+    from peftjax.hub.torch.config import complete
+    from peftjax.hub.torch.modules import Modules
 
     model, variables = base(LORA)
     shapes = {

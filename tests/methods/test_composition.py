@@ -1,6 +1,4 @@
-"""Composition of LoRA modules against the authors' code, and the rules beside it."""
-
-import json
+"""Composition of LoRA modules against the authors' code."""
 
 import flax.linen as nn
 import jax
@@ -9,52 +7,27 @@ import numpy as np
 import pytest
 
 import peftjax as pj
+from peftjax.convert import combine
 from peftjax.core.method import Layer
-from peftjax.hub import save
-from peftjax.methods import combine
-from peftjax.methods.composition import Composition, sites
+from peftjax.hub import read_module, save
+from peftjax.methods.composition import Composition
 from peftjax.methods.full import Full
 from peftjax.methods.lora import LoRA
+from tests.helpers import lora_modules
 from tests.helpers.goldens import KEY, arrays, check_dense, close, load
+from tests.helpers.lora_modules import PATH, delta, modules_of, trees
 
-PATH = "kernel"
-
-
-def modules_of(golden, alpha=None):
-    """Return the pairs of a file; `alpha` where all modules share one."""
-    modules = []
-    for i in range(3):
-        key = f"adapter.a{i}.lora_{{}}.weight"
-        a, b = golden[key.format("A")].T, golden[key.format("B")].T
-        scale = float(alpha or golden["alphas"][i])
-        p = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
-        modules.append((LoRA(a.shape[1], alpha=scale), p))
-    return modules
-
-
-def trees(modules):
-    return [(method, {PATH: p}) for method, p in modules]
-
-
-def delta(combined):
-    method, p = combined
-    return method.scale * p["a"] @ p["b"]
+CHECKED = (pj.Composition(modules=3, rank=2, share=True),)
 
 
 @pytest.fixture
 def mixed():
-    """Three modules of different rank and alpha on a 6 by 5 layer."""
-    modules = []
-    for i, (rank, alpha) in enumerate([(2, 6.0), (1, 3.0), (3, 4.0)]):
-        a, b = arrays((6, rank), (rank, 5), seed=i)
-        modules.append((LoRA(rank, alpha=alpha), {"a": a, "b": b}))
-    return modules, arrays((4, 6), (6, 5), (5,), seed=9)
+    return lora_modules.mixed()
 
 
 @pytest.fixture(scope="module")
 def torch():
-    golden = load("composition_peft_equalrank")
-    return golden, modules_of(golden)
+    return lora_modules.torch()
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -92,32 +65,6 @@ def test_exact_sum_with_given_weights(torch):
     assert set(composed.adapters[PATH]) == {"a", "b", "scale"}
 
 
-RULES = {
-    "cat": combine.cat,
-    "linear": combine.linear,
-    "svd": combine.svd,
-    "ties": combine.ties,
-    "magnitude_prune": combine.magnitude_prune,
-}
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_rules_of_the_torch_library(torch, rule):
-    golden, modules = torch
-    density = json.loads(str(golden["meta_json"]))["density"]
-    options = {"density": float(density)} if rule in ("ties", "magnitude_prune") else {}
-    method, p = RULES[rule](modules, golden["weights"].tolist(), **options)
-    close(delta((method, p)), golden[f"{rule}.delta"].T)
-    x, kernel, bias = golden["x"], golden["weight"].T, golden["bias"]
-    close(method(p, x, kernel, bias), golden[f"{rule}.y"])
-    assert method.rank == golden[f"{rule}.r"]
-    assert method.alpha == golden[f"{rule}.lora_alpha"]
-    assert method.scale == golden[f"{rule}.scaling"]
-    if rule != "svd":  # whose factors are known up to signs
-        close(p["a"], golden[f"{rule}.lora_A.weight"].T)
-        close(p["b"], golden[f"{rule}.lora_B.weight"].T)
-
-
 def test_modules_of_the_torch_library(torch):
     golden, modules = torch
     for i, (method, p) in enumerate(modules):
@@ -142,10 +89,10 @@ def test_products_of_mixed_rank_and_alpha(mixed):
     close(delta(combine.cat(modules, (0.5, -2.0, 1.0))), total)
 
 
-@pytest.mark.parametrize("granularity", ["layer", "global"])
-def test_learned_starts_as_uniform(mixed, granularity):
+@pytest.mark.parametrize("share", [False, True])
+def test_learned_starts_as_uniform(mixed, share):
     modules, (x, kernel, bias) = mixed
-    learned = Composition.of(trees(modules), "learned", granularity)
+    learned = Composition.of(trees(modules), "learned", share)
     uniform = Composition.of(trees(modules), "uniform")
     variables = {"params": {"kernel": kernel, "bias": bias}}
 
@@ -157,7 +104,7 @@ def test_learned_starts_as_uniform(mixed, granularity):
     y, trainable = run(learned)
     expected, nothing = run(uniform)
     close(y, expected)
-    where = PATH if granularity == "layer" else ""
+    where = "" if share else PATH
     assert jax.tree.map(jnp.shape, trainable) == {where: {"logits": (3,)}}
     assert not nothing
 
@@ -187,41 +134,6 @@ def test_one_hot_weights_recover_a_module(torch, index):
     )
 
 
-def test_linear_is_not_the_average_of_the_products(torch):
-    _, modules = torch
-    weights = [1 / 3] * 3
-    gap = delta(combine.linear(modules, weights)) - delta(combine.cat(modules, weights))
-    assert jnp.abs(gap).max() > 0.1
-
-
-def test_svd_is_the_best_approximation(mixed):
-    modules, _ = mixed
-    weights = [0.5, -2.0, 1.0]
-    exact = np.float64(delta(combine.cat(modules, weights)))
-    u, s, vh = np.linalg.svd(exact)
-    for rank in range(1, 6):
-        method, p = combine.svd(modules, weights, rank=rank)
-        assert p["a"].shape == (6, rank) and p["b"].shape == (rank, 5)
-        close(delta((method, p)), (u[:, :rank] * s[:rank]) @ vh[:rank])
-    small = [(LoRA(1, alpha=2.0), {"a": jnp.ones((6, 1)), "b": jnp.ones((1, 5))})]
-    close(delta(combine.svd(small, [1.0], rank=3)), jnp.full((6, 5), 2.0))
-
-
-def test_lorahub_is_quadratic_in_its_weights(torch):
-    _, modules = torch
-    modules = [(LoRA(4, alpha=6.0), p) for _, p in modules]
-
-    def total(w):
-        a = sum(v * p["a"] for v, (_, p) in zip(w, modules))
-        return 1.5 * a @ sum(v * p["b"] for v, (_, p) in zip(w, modules))
-
-    weights = [0.3, -1.2, 0.8]
-    close(delta(combine.lorahub(modules, weights)), total(weights))
-    assert not delta(combine.lorahub(modules, [0.0] * 3)).any()
-    grads = jax.jacobian(total)(jnp.zeros(3))
-    assert not grads.any()
-
-
 class Block(nn.Module):
     @nn.compact
     def __call__(self, x, _):
@@ -238,8 +150,8 @@ class Scanned(nn.Module):
         return nn.Dense(3, name="head")(blocks(x, None)[0])
 
 
-@pytest.mark.parametrize("granularity", ["layer", "global"])
-def test_stacked_layers_a_new_head_and_files(granularity, tmp_path):
+@pytest.mark.parametrize("share", [False, True])
+def test_stacked_layers_a_new_head_and_files(share, tmp_path):
     model, path = Scanned(), "blocks/fc/kernel"
     (x,) = arrays((4, 6))
     variables = model.init(KEY, x)
@@ -252,17 +164,17 @@ def test_stacked_layers_a_new_head_and_files(granularity, tmp_path):
         adapters[path]["b"] = b + 0.3 * jax.random.normal(KEY, b.shape)
         modules.append((rules, adapters))
         save(tmp_path / f"module{i}", peft, adapters)
-        files.append(tmp_path / f"module{i}")
-    composed = Composition.of(modules, "learned", granularity)
-    from_files = Composition.of(files, "learned", granularity)
+        files.append(read_module(tmp_path / f"module{i}"))
+    composed = Composition.of(modules, "learned", share)
+    from_files = Composition.of(files, "learned", share)
     assert from_files.rules == composed.rules
     jax.tree.map(np.testing.assert_array_equal, from_files.adapters, composed.adapters)
     rules = {**composed.rules, "head/.*": Full()}
     peft = pj.adapt(model.apply, variables, x, rules=rules, strict=True)
     adapters = {**peft.init(KEY), **composed.adapters}
     trainable, frozen = peft.partition(adapters)
-    logits = trainable["" if granularity == "global" else path]["logits"]
-    assert logits.shape == ((2,) if granularity == "global" else (2, 2))
+    logits = trainable["" if share else path]["logits"]
+    assert logits.shape == ((2,) if share else (2, 2))
     assert adapters[path]["a"].shape == (2, 2, 6, 3)
     assert set(trainable["head/kernel"]) == {"value"}
 
@@ -325,47 +237,6 @@ def test_modules_that_do_not_fit(mixed):
         Composition(modules=0, rank=1)
 
 
-def test_rules_that_do_not_fit(mixed):
-    modules, _ = mixed
-    with pytest.raises(ValueError, match=r"one rank, found \[2, 1, 3\]"):
-        combine.linear(modules, [1.0] * 3)
-    with pytest.raises(ValueError, match="one rank and scale"):
-        combine.lorahub(modules, [1.0] * 3)
-    with pytest.raises(ValueError, match="3 modules and 2 weights"):
-        combine.cat(modules, [1.0] * 2)
-    with pytest.raises(ValueError, match="rank of 1 … 5"):
-        combine.svd(modules, [1.0] * 3, rank=6)
-    with pytest.raises(ValueError, match="density"):
-        combine.ties(modules[:1], [1.0], density=0.0)
-
-
-def test_sites_feed_the_rules(mixed):
-    modules, _ = mixed
-    members = sites(trees(modules))
-    assert list(members) == [PATH]
-    close(
-        delta(combine.cat(members[PATH], [1.0] * 3)),
-        delta(combine.cat(modules, [1.0] * 3)),
-    )
-
-
-@pytest.mark.parametrize("rule", [*RULES, "lorahub"])
-def test_stacked_layers_are_combined_one_by_one(rule):
-    run = RULES.get(rule, combine.lorahub)
-    options = {"density": 0.5} if rule in ("ties", "magnitude_prune") else {}
-    ps = []
-    for i in range(2):
-        a, b = arrays((3, 6, 2), (3, 2, 5), seed=i)
-        ps.append({"a": a, "b": b})
-    method, weights = LoRA(2, alpha=6.0), (0.3, -0.8)
-    whole = run([(method, p) for p in ps], weights, **options)
-    for layer in range(3):
-        one = [(method, {n: v[layer] for n, v in p.items()}) for p in ps]
-        alone = run(one, weights, **options)
-        assert alone[0] == whole[0]
-        close(delta(whole)[layer], delta(alone))
-
-
 def test_modules_keep_their_dropout():
     """Means over draws are the outputs without; a module without any is never cut."""
     a, b, c, d, x, kernel = arrays((6, 2), (2, 5), (6, 2), (2, 5), (4, 6), (6, 5))
@@ -397,4 +268,6 @@ def test_a_file_whose_arrays_were_exchanged_is_refused(tmp_path):
         save(tmp_path / name, peft, peft.init(jax.random.key(int(alpha))))
     (tmp_path / "two.safetensors").replace(tmp_path / "one.safetensors")
     with pytest.raises(ValueError, match="SHA-256"):
-        Composition.of([tmp_path / "one"])
+        read_module(tmp_path / "one")
+    with pytest.raises(ValueError, match="module 0: .*two.*read_module"):
+        Composition.of([tmp_path / "two"])

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import peftjax as pj
 from peftjax.core.method import Layer
 from peftjax.methods.dora import DoRA
 from tests.helpers.goldens import KEY, arrays, check_dense, close, gradients, load
+
+CHECKED = (pj.DoRA(rank=4, alpha=7.0),)
 
 
 def test_torch_library():

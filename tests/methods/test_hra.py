@@ -26,6 +26,11 @@ from tests.helpers.goldens import (
     random_like,
 )
 
+CHECKED = (
+    pj.HRA(rank=4),
+    pj.HRA(rank=4, orthogonal=True, penalty_weight=0.1),
+)
+
 VARIANTS = {
     "wy": {},
     "scan": {"form": "scan"},
@@ -264,7 +269,7 @@ def test_published_count():
         ({"rank": 2, "side": "left"}, "'input', 'output'"),
         ({"rank": 2, "orthogonal": "qr"}, "expected True or False"),
         ({"rank": 2, "form": "dense"}, "'wy', 'scan'"),
-        ({"rank": 2, "eps": -1.0}, "eps >= 0"),
+        ({"rank": 2, "eps": -1.0}, "number >= 0"),
         ({"rank": 2, "form": "scan", "orthogonal": True}, "no chain"),
         ({"rank": 2, "penalty_weight": "l2"}, "penalty"),
         ({"rank": 2, "penalty_weight": float("nan")}, "penalty"),

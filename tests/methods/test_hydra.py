@@ -13,6 +13,8 @@ from peftjax.core.method import Layer
 from peftjax.methods.hydra import Hydra
 from tests.helpers.goldens import KEY, arrays, check_dense, close, load, random_like
 
+CHECKED = (pj.Hydra(rank=2, seq_rank=3, branch_bias=True, learn_scale=True),)
+
 BRANCHES = ("both", "parallel", "sequential")
 
 
@@ -214,7 +216,7 @@ def test_pickled_and_subclassed():
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        Hydra(**settings)
+        Hydra(**{"rank": 2, **settings})
 
 
 @pytest.mark.parametrize("settings", [{"rank": 6}, {"rank": 2, "seq_rank": 6}])

@@ -23,6 +23,8 @@ from tests.helpers.goldens import (
     random_like,
 )
 
+CHECKED = (pj.HydraLoRA(rank=2, heads=3, alpha=5.0),)
+
 
 def read(name: str):
     layer = load(name)

@@ -10,6 +10,8 @@ from peftjax.core.method import Layer
 from peftjax.methods.ia3 import IA3
 from tests.helpers.goldens import KEY, arrays, check_dense, close, gradients, load
 
+CHECKED = (pj.IA3(side="input"),)
+
 
 def test_torch_library_input_side():
     layer = load("ia3_peft_linear_ff")

@@ -22,6 +22,8 @@ from tests.helpers.goldens import (
     load,
 )
 
+CHECKED = (pj.LoRA(rank=3, alpha=7.0, rs=True, dropout=0.3),)
+
 
 def lora_of(layer, **options) -> LoRA:
     config = json.loads(str(layer["config_json"]))

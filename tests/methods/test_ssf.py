@@ -4,9 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import peftjax as pj
 from peftjax.core.method import Layer
 from peftjax.methods.ssf import SSF
 from tests.helpers.goldens import KEY, arrays, check_dense
+
+CHECKED = (pj.SSF(),)
 
 
 def test_scales_and_shifts_the_output():

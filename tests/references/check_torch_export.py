@@ -64,7 +64,7 @@ def adapters():
             r"layers_\d+/output/kernel": pj.IA3(side="input"),
         },
         "bert/oft": bert(pj.OFT(block=8)),
-        "bert/oft_neumann": bert(pj.OFT(block=4, form="neumann", share=True)),
+        "bert/oft_neumann": bert(pj.OFT(block=4, neumann=True, share=True)),
         "bert/glora": bert(pj.GLoRA(rank=3)),
         "bert/glora_partly": bert(
             pj.GLoRA(3, a=vector, b=vector, c="none", d="constant", e="constant")

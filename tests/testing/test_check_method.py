@@ -9,26 +9,16 @@ import pytest
 import peftjax as pj
 from peftjax import testing
 from peftjax.core.method import Method
+from peftjax.methods import ALL
+from tests.methods.test_every_method import checked
 
-METHODS = {  # plain LoRA is the example in the docstring of check_method
-    "lora_rs_dropout": pj.LoRA(rank=3, alpha=7.0, rs=True, dropout=0.3),
-    "hydra_full": pj.Hydra(rank=2, seq_rank=3, branch_bias=True, learn_scale=True),
-    "hydralora": pj.HydraLoRA(rank=2, heads=3, alpha=5.0),
-    "glora": pj.GLoRA(rank=2),
-    "glora_supernet": pj.GLoRASupernet(rank=2),
-    "composition_global": pj.Composition(modules=3, rank=2, granularity="global"),
-    "hra": pj.HRA(rank=4),
-    "hra_gram_schmidt": pj.HRA(rank=4, orthogonal=True, penalty_weight=0.1),
-    "dora": pj.DoRA(rank=4, alpha=7.0),
-    "ia3_input": pj.IA3(side="input"),
-    "ssf": pj.SSF(),
-    "oft": pj.OFT(block=4),
-}
+# Plain LoRA is the example in the docstring of check_method.
+METHODS = [one for method in ALL for one in checked(method)]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_check_method(name):
-    assert len(testing.check_method(METHODS[name])) == 11
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_check_method(method):
+    assert len(testing.check_method(method)) == 11
 
 
 @dataclass(frozen=True)
@@ -43,17 +33,17 @@ class Broken(pj.LoRA):
     def at_init(self):
         return "exact"
 
-    def count(self, site):
-        return super().count(site) + (self.fault == "count")
+    def count(self, layer):
+        return super().count(layer) + (self.fault == "count")
 
-    def init(self, key, site):
-        p = super().init(key, site)
+    def init(self, key, layer):
+        p = super().init(key, layer)
         if self.fault == "start":
             p = jax.tree.map(lambda a: a + 0.01, p)
         if self.fault == "dtype":
             p = jax.tree.map(lambda a: a.astype(jnp.bfloat16), p)
         if self.fault == "unused":
-            p["more"] = jnp.zeros(site.d_out)
+            p["more"] = jnp.zeros(layer.d_out)
         return p
 
     def formula(self, p, x, kernel, bias, *, key=None):
@@ -90,7 +80,7 @@ def test_each_fault_is_caught(fault, check):
         check(case)
 
 
-def test_a_site_that_merges_is_caught():
+def test_a_layer_that_merges_is_caught():
     case = testing.linen_case(pj.LoRA(2, 7.0))
     apply_fn = lambda v, *x: case.apply_fn(jax.tree.map(lambda a: 1.0 * a, v), *x)  # noqa: E731
     slow = testing.Case(case.method, case.dtype, apply_fn, case.variables, case.inputs)
@@ -103,8 +93,8 @@ def test_a_refusal_that_is_not_made_is_caught():
     class Lax(Method):
         kinds = ("dense", "conv")
 
-        def init(self, key, site):
-            return {"b": jnp.zeros(site.d_out)}
+        def init(self, key, layer):
+            return {"b": jnp.zeros(layer.d_out)}
 
         def formula(self, p, x, kernel, bias, *, key=None):
             return x @ kernel + bias + p["b"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from peftjax.core.method import Method
 from peftjax.hub.tensors import AdapterFileError
-from peftjax.hub.torch_modules import Leaf
+from peftjax.hub.torch.modules import Leaf
 
 Adapters = dict[str, dict[str, jax.Array]]
 Found = dict[Leaf, tuple[Method, dict[str, np.ndarray]]]

@@ -1,4 +1,4 @@
-"""LoRA, rsLoRA, DoRA, HRA, IA3 and OFT in the torch library's files."""
+"""The table of methods in the torch library's files, or why one has no place there."""
 
 from __future__ import annotations
 
@@ -8,16 +8,62 @@ from collections.abc import Mapping
 from math import isqrt, prod, sqrt
 from typing import Any
 
-from peftjax.core.method import Layer, Method
-from peftjax.hub.torch_config import Config
-from peftjax.hub.torch_format import Entry, Format, Methods, Tensor, uniform
-from peftjax.hub.torch_glora import GLORA
-from peftjax.hub.torch_modules import is_feedforward, pattern_value
-from peftjax.methods.dora import DoRA
-from peftjax.methods.hra import HRA
-from peftjax.methods.ia3 import IA3
-from peftjax.methods.lora import LoRA
-from peftjax.methods.oft import OFT
+from peftjax.core.method import Kind, Layer, Method
+from peftjax.hub.torch import glora
+from peftjax.hub.torch.codec import Codec, Entry, Methods, Tensor, uniform
+from peftjax.hub.torch.config import (
+    ANY,
+    COUNT,
+    FLAG,
+    NAMES,
+    NO,
+    NUMBER,
+    RANK,
+    RATE,
+    Config,
+    Field,
+    only,
+    table,
+)
+from peftjax.hub.torch.modules import is_feedforward, pattern_value
+from peftjax.methods import (
+    HRA,
+    IA3,
+    OFT,
+    SSF,
+    Composition,
+    DoRA,
+    Full,
+    GLoRA,
+    GLoRASupernet,
+    Hydra,
+    HydraLoRA,
+    LoRA,
+)
+
+_EVERY: tuple[Kind, ...] = ("dense", "conv", "embedding")
+_WIDE: tuple[Kind, ...] = ("dense", "conv")
+
+_LORA: dict[str, Field] = {
+    "alpha_pattern": table(NUMBER),
+    "bias": only("none", "all", "lora_only"),
+    "ensure_weight_tying": NO,
+    "eva_config": ANY,
+    "fan_in_fan_out": NO,
+    # Starts that leave the frozen weight as it was; the others subtract from it.
+    "init_lora_weights": only(True, False, "gaussian", "eva", "orthogonal", "mica"),
+    "loftq_config": only({}),
+    "lora_alpha": NUMBER,
+    "lora_bias": NO,
+    "lora_dropout": RATE,
+    "megatron_core": ANY,
+    "qalora_group_size": ANY,
+    "r": RANK,
+    "rank_pattern": table(RANK),
+    "use_dora": FLAG,
+    "use_qalora": NO,
+    "use_rslora": FLAG,
+}
 
 
 def _read_lora(entry: Entry) -> Method:
@@ -76,6 +122,14 @@ def _patterns(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     return common, others
 
 
+_HRA: dict[str, Field] = {
+    "apply_GS": FLAG,
+    "bias": only("none", "all", "hra_only"),
+    "init_weights": ANY,
+    "r": RANK,
+}
+
+
 def _read_hra(entry: Entry) -> Method:
     rank, gs = entry.config["r"], entry.config["apply_GS"]
     return HRA(
@@ -99,6 +153,13 @@ def _write_hra(methods: Methods, biased: set[str]) -> dict[str, Any]:
     return {"r": uniform(methods, "rank"), "apply_GS": gs}
 
 
+_IA3: dict[str, Field] = {
+    "fan_in_fan_out": NO,
+    "feedforward_modules": NAMES,
+    "init_ia3_weights": ANY,
+}
+
+
 def _read_ia3(entry: Entry) -> Method:
     inputs = is_feedforward(entry.config["feedforward_modules"], entry.module)
     return IA3(side="input" if inputs else "output")
@@ -116,6 +177,21 @@ def _write_ia3(methods: Methods, biased: set[str]) -> dict[str, Any]:
     return {"feedforward_modules": inputs}
 
 
+_OFT: dict[str, Field] = {
+    "bias": only("none", "all", "oft_only"),
+    "block_share": FLAG,
+    "coft": NO,
+    "eps": ANY,
+    "fan_in_fan_out": NO,
+    "init_weights": ANY,
+    "module_dropout": only(0, 0.0),  # OFT here has none
+    "num_cayley_neumann_terms": only(5),
+    "oft_block_size": COUNT,
+    "r": COUNT,
+    "use_cayley_neumann": only(True, False),
+}
+
+
 def _read_oft(entry: Entry) -> Method:
     config, neumann = entry.config, entry.config["use_cayley_neumann"]
     # The library changes a block that does not divide the layer, but not its config.
@@ -128,7 +204,7 @@ def _read_oft(entry: Entry) -> Method:
         )
     return OFT(
         block=(1 + isqrt(1 + 8 * numbers)) // 2,
-        form="neumann" if neumann else "cayley",
+        neumann=neumann,
         share=config["block_share"],
     )
 
@@ -142,7 +218,7 @@ def _write_oft(methods: Methods, biased: set[str]) -> dict[str, Any]:
     return {
         "r": 0,
         "oft_block_size": uniform(methods, "block"),
-        "use_cayley_neumann": uniform(methods, "form") == "neumann",
+        "use_cayley_neumann": uniform(methods, "neumann"),
         "block_share": uniform(methods, "share"),
         # The first release with this series; the library looks for it.
         "peft_version": "0.18.0",
@@ -151,35 +227,35 @@ def _write_oft(methods: Methods, biased: set[str]) -> dict[str, Any]:
 
 # HRA, IA3 and OFT there leave embeddings out or adapt their columns; OFT's blocks on a
 # convolution run over another order of its window.
-FORMATS = (
-    Format(
-        "LORA",
-        LoRA,
-        ("dense", "conv", "embedding"),
-        _read_lora,
-        _lora_tensors,
-        _write_lora,
-    ),
-    Format(
-        "LORA",
-        DoRA,
-        ("dense", "conv", "embedding"),
-        _read_lora,
-        _dora_tensors,
-        _write_lora,
-    ),
-    Format("HRA", HRA, ("dense", "conv"), _read_hra, _hra_tensors, _write_hra),
-    Format("IA3", IA3, ("dense", "conv"), _read_ia3, _ia3_tensors, _write_ia3),
-    Format("OFT", OFT, ("dense",), _read_oft, _oft_tensors, _write_oft),
-    GLORA,
-)
+CODECS: dict[type[Method], Codec | str] = {
+    LoRA: Codec("LORA", _EVERY, _LORA, _read_lora, _lora_tensors, _write_lora),
+    DoRA: Codec("LORA", _EVERY, _LORA, _read_lora, _dora_tensors, _write_lora),
+    Hydra: "it has no branch that reads a layer's output",
+    HydraLoRA: "it has no router over heads that share one A",
+    GLoRA: glora.CODEC,
+    GLoRASupernet: "it has no supernet; peftjax.to_glora fixes a structure",
+    HRA: Codec("HRA", _WIDE, _HRA, _read_hra, _hra_tensors, _write_hra),
+    Composition: "it has no weighted average of modules in one file; "
+    "peftjax.convert.combine makes one LoRA of them",
+    OFT: Codec("OFT", ("dense",), _OFT, _read_oft, _oft_tensors, _write_oft),
+    IA3: Codec("IA3", _WIDE, _IA3, _read_ia3, _ia3_tensors, _write_ia3),
+    SSF: "it has no scale and shift of a layer's output",
+    Full: "it saves whole modules and biases instead, beside another method",
+}
+FIELDS = {
+    codec.peft_type: codec.fields
+    for codec in CODECS.values()
+    if isinstance(codec, Codec)
+}
 
 
-def find_format(config: Config) -> Format:
-    """Return the format of a configuration."""
+def find_codec(config: Config) -> Codec:
+    """Return the codec of a configuration."""
     dora = bool(config.get("use_dora"))
     return next(
-        form
-        for form in FORMATS
-        if form.peft_type == config["peft_type"] and dora == (form.method is DoRA)
+        codec
+        for method, codec in CODECS.items()
+        if isinstance(codec, Codec)
+        and codec.peft_type == config["peft_type"]
+        and dora == (method is DoRA)
     )

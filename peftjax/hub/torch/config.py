@@ -19,16 +19,21 @@ CONFIG = "adapter_config.json"
 Config = Mapping[str, Any]
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
+    """A field's value by default, what it may hold, in words, and as a test."""
+
     default: Any
     expected: str
     accepts: Callable[[Any], bool]
 
 
-def _only(*values: Any) -> _Field:
+Fields = Mapping[str, Field]
+
+
+def only(*values: Any) -> Field:
     """Return a field that holds one of some values, the first by default."""
     listed = " or ".join(json.dumps(value) for value in values)
-    return _Field(
+    return Field(
         values[0],
         listed,
         lambda found: any(type(found) is type(v) and found == v for v in values),
@@ -54,99 +59,54 @@ def _pattern(value: Any) -> bool:
         return False
 
 
-def _table(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, dict)
-        and all(_pattern(key) and accepts(item) for key, item in value.items())
-    )
+def table(field: Field) -> Field:
+    """Return a field that holds values of another by pattern, none by default."""
+
+    def accepts(found: Any) -> bool:
+        return isinstance(found, dict) and all(
+            _pattern(key) and field.accepts(value) for key, value in found.items()
+        )
+
+    return Field({}, f"{{pattern: {field.expected}}}", accepts)
 
 
-_ANY = _Field(None, "anything", lambda value: True)
-_FLAG = _only(False, True)
-_NAMES = _Field(
+# Kinds of fields that several methods have.
+ANY = Field(None, "anything", lambda value: True)
+FLAG = only(False, True)
+NUMBER = Field(8, "a number", _number)
+NAMES = Field(
     (), "module names or a regular expression", lambda v: _names(v) or _pattern(v)
 )
-_RANK = _Field(8, "an integer >= 1", lambda v: _integer(v) and v >= 1)
-_COUNT = _Field(0, "an integer >= 0", lambda v: _integer(v) and v >= 0)
-_RATE = _Field(0.0, "a probability below 1", lambda v: _number(v) and 0 <= v < 1)
-_NO = _only(False)
+RANK = Field(8, "an integer >= 1", lambda v: _integer(v) and v >= 1)
+COUNT = Field(0, "an integer >= 0", lambda v: _integer(v) and v >= 0)
+RATE = Field(0.0, "a probability below 1", lambda v: _number(v) and 0 <= v < 1)
+NO = only(False)
 
-_ALL: dict[str, _Field] = {
-    "auto_mapping": _ANY,
-    "base_model_name_or_path": _ANY,
-    "exclude_modules": _NAMES,
-    "inference_mode": _ANY,
-    "layers_pattern": _Field((), "patterns", lambda v: all(map(_pattern, _list(v)))),
-    "layers_to_transform": _Field(
+# Fields of every method.
+_ALL: dict[str, Field] = {
+    "auto_mapping": ANY,
+    "base_model_name_or_path": ANY,
+    "exclude_modules": NAMES,
+    "inference_mode": ANY,
+    "layers_pattern": Field((), "patterns", lambda v: all(map(_pattern, _list(v)))),
+    "layers_to_transform": Field(
         (), "layer numbers", lambda v: all(map(_integer, _list(v)))
     ),
-    "modules_to_save": _Field((), "a list of module names", _names),
-    "peft_type": _ANY,
-    "peft_version": _Field("0", "a version", lambda v: isinstance(v, str)),
-    "revision": _ANY,
-    "target_modules": _NAMES,
-    "task_type": _ANY,
-}
-# Starts that leave the frozen weight as it was; the others subtract from it.
-_LORA_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
-
-_FIELDS: dict[str, dict[str, _Field]] = {
-    "LORA": {
-        "alpha_pattern": _Field({}, "{pattern: number}", _table(_number)),
-        "bias": _only("none", "all", "lora_only"),
-        "ensure_weight_tying": _NO,
-        "eva_config": _ANY,
-        "fan_in_fan_out": _NO,
-        "init_lora_weights": _only(*_LORA_STARTS),
-        "loftq_config": _only({}),
-        "lora_alpha": _Field(8, "a number", _number),
-        "lora_bias": _NO,
-        "lora_dropout": _RATE,
-        "megatron_core": _ANY,
-        "qalora_group_size": _ANY,
-        "r": _RANK,
-        "rank_pattern": _Field({}, "{pattern: integer >= 1}", _table(_RANK.accepts)),
-        "use_dora": _FLAG,
-        "use_qalora": _NO,
-        "use_rslora": _FLAG,
-    },
-    "IA3": {
-        "fan_in_fan_out": _NO,
-        "feedforward_modules": _NAMES,
-        "init_ia3_weights": _ANY,
-    },
-    "OFT": {
-        "bias": _only("none", "all", "oft_only"),
-        "block_share": _FLAG,
-        "coft": _NO,
-        "eps": _ANY,
-        "fan_in_fan_out": _NO,
-        "init_weights": _ANY,
-        "module_dropout": _Field(0, "0, as OFT here", lambda v: _number(v) and v == 0),
-        "num_cayley_neumann_terms": _only(5),
-        "oft_block_size": _COUNT,
-        "r": _COUNT,
-        "use_cayley_neumann": _only(True, False),
-    },
-    "HRA": {
-        "apply_GS": _FLAG,
-        "bias": _only("none", "all", "hra_only"),
-        "init_weights": _ANY,
-        "r": _RANK,
-    },
-    "GLORA": {
-        "bias": _only("none", "all", "glora_only"),
-        "config_A_B": _only("lora", "vector", "constant", "none"),
-        "config_C": _only("lora", "vector", "none"),
-        "config_D_E": _only("constant", "vector", "none"),
-        "init_weights": _ANY,
-        "r": _RANK,
-    },
+    "modules_to_save": Field((), "a list of module names", _names),
+    "peft_type": ANY,
+    "peft_version": Field("0", "a version", lambda v: isinstance(v, str)),
+    "revision": ANY,
+    "target_modules": NAMES,
+    "task_type": ANY,
 }
 
 
-def read_config(file: Path) -> Config:
+def read_config(file: Path, methods: Mapping[str, Fields]) -> Config:
     """Return the fields of an adapter's configuration, defaults filled in.
+
+    Args:
+        file: the configuration.
+        methods: the fields of each method, by `peft_type`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -166,19 +126,19 @@ def read_config(file: Path) -> Config:
             f"{file}: expected a JSON object, found {type(found).__name__}"
         )
     try:
-        return complete(found)
+        return complete(found, methods)
     except ValueError as error:
         raise AdapterFileError(f"{file}: {error}") from error
 
 
-def complete(found: Mapping[str, Any]) -> Config:
+def complete(found: Mapping[str, Any], methods: Mapping[str, Fields]) -> Config:
     """Return a configuration with its defaults; ValueError as in `read_config`."""
     kind = found.get("peft_type")
-    if not isinstance(kind, str) or kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in methods:
         raise ValueError(
-            f"peft_type: expected one of {', '.join(_FIELDS)}, found {kind!r}"
+            f"peft_type: expected one of {', '.join(methods)}, found {kind!r}"
         )
-    known = {**_ALL, "bias": _only("none"), **_FIELDS[kind]}
+    known = {**_ALL, "bias": only("none"), **methods[kind]}
     _check(known, {name: value for name, value in found.items() if value is not None})
     return {
         name: field.default if found.get(name) is None else found[name]
@@ -186,7 +146,7 @@ def complete(found: Mapping[str, Any]) -> Config:
     }
 
 
-def _check(known: Mapping[str, _Field], given: Mapping[str, Any]) -> None:
+def _check(known: Fields, given: Mapping[str, Any]) -> None:
     if unknown := sorted(given.keys() - known.keys()):
         listed = ", ".join(f"{name} = {given[name]!r:.60}" for name in unknown[:8])
         raise ValueError(

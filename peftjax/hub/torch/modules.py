@@ -14,7 +14,7 @@ import numpy as np
 
 from peftjax.core.method import Kind, Layer
 from peftjax.hub.tensors import AdapterFileError
-from peftjax.hub.torch_config import Config
+from peftjax.hub.torch.config import Config
 from peftjax.models.families import family_of
 from peftjax.models.family import Model
 from peftjax.models.leaves import unrolled

@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from peftjax.core.method import Layer, Method
-from peftjax.hub.torch_format import Entry, Format, Methods, Tensor, uniform
+from peftjax.hub.torch.codec import Codec, Entry, Methods, Tensor, uniform
+from peftjax.hub.torch.config import ANY, RANK, Field, only
 from peftjax.methods.glora import GLoRA
+
+_FIELDS: dict[str, Field] = {
+    "bias": only("none", "all", "glora_only"),
+    "config_A_B": only("lora", "vector", "constant", "none"),
+    "config_C": only("lora", "vector", "none"),
+    "config_D_E": only("constant", "vector", "none"),
+    "init_weights": ANY,
+    "r": RANK,
+}
 
 
 def _read(entry: Entry) -> Method:
@@ -66,4 +76,4 @@ def _write(methods: Methods, biased: set[str]) -> dict[str, Any]:
     }
 
 
-GLORA = Format("GLORA", GLoRA, ("dense",), _read, _tensors, _write, _zeros)
+CODEC = Codec("GLORA", ("dense",), _FIELDS, _read, _tensors, _write, _zeros)

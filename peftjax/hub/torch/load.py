@@ -14,11 +14,11 @@ import numpy as np
 from peftjax.core.method import Method
 from peftjax.core.paths import flatten, nearest
 from peftjax.hub.tensors import AdapterFileError, PathLike
-from peftjax.hub.torch_config import CONFIG, Config, read_config
-from peftjax.hub.torch_format import Entry
-from peftjax.hub.torch_methods import find_format
-from peftjax.hub.torch_modules import Leaf, Modules, check_tied
-from peftjax.hub.torch_rules import Adapters, Found, collect
+from peftjax.hub.torch.codec import Entry
+from peftjax.hub.torch.codecs import FIELDS, find_codec
+from peftjax.hub.torch.config import CONFIG, Config, read_config
+from peftjax.hub.torch.modules import Leaf, Modules, check_tied
+from peftjax.hub.torch.rules import Adapters, Found, collect
 from peftjax.methods.full import Full
 from peftjax.models.families import family_of
 from peftjax.models.family import Model
@@ -57,7 +57,7 @@ def load_torch(
             unexpected or of another shape; scanned layers would need several methods.
     """
     folder = Path(folder)
-    config, tensors = read_config(folder / CONFIG), _open_tensors(folder)
+    config, tensors = read_config(folder / CONFIG, FIELDS), _open_tensors(folder)
     paths, leaves, _ = flatten(variables)
     params = {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
     with _naming(folder):
@@ -127,13 +127,13 @@ class _Reading:
 
     def adapted(self) -> Found:
         """Return method and arrays of every adapted weight."""
-        form = find_format(self.config)
+        codec = find_codec(self.config)
         found: Found = {}
         for module, leaf in self.targets.items():
-            if leaf.kind not in form.kinds:
+            if leaf.kind not in codec.kinds:
                 raise AdapterFileError(
-                    f"{module}: {form.peft_type} on a layer of kind {leaf.kind} has no "
-                    f"equal here; expected {' or '.join(form.kinds)}"
+                    f"{module}: {codec.peft_type} on a layer of kind {leaf.kind} has "
+                    f"no equal here; expected {' or '.join(codec.kinds)}"
                 )
             start, bias = f"{module}.", f"{module}.bias" in self.modules.leaves
             shapes = {
@@ -141,13 +141,13 @@ class _Reading:
                 for name, tensor in self.tensors.items()
                 if name.startswith(start)
             }
-            method = form.read(Entry(self.config, module, bias, shapes))
+            method = codec.read(Entry(self.config, module, bias, shapes))
             method.check(leaf.layer)
-            for suffix in form.zeros(method, leaf.layer):
+            for suffix in codec.zeros(method, leaf.layer):
                 self.tensors.pop(start + suffix, None)
             arrays = {
                 name: one.to_ours(self._take(start + one.suffix, one.shape), leaf.layer)
-                for name, one in form.tensors(method, leaf.layer).items()
+                for name, one in codec.tensors(method, leaf.layer).items()
             }
             found[leaf] = method, arrays
         return found

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,16 @@ import numpy as np
 
 from peftjax.core.method import Method
 from peftjax.hub.tensors import AdapterFileError, PathLike, check_arrays, write
-from peftjax.hub.torch_config import CONFIG, complete
-from peftjax.hub.torch_format import Format
-from peftjax.hub.torch_full import describe_full
-from peftjax.hub.torch_load import PREFIX, TENSORS
-from peftjax.hub.torch_methods import FORMATS
-from peftjax.hub.torch_modules import Leaf, Modules, check_tied, is_feedforward
+from peftjax.hub.torch.codec import Codec
+from peftjax.hub.torch.codecs import CODECS, FIELDS
+from peftjax.hub.torch.config import CONFIG, complete
+from peftjax.hub.torch.full import describe_full
+from peftjax.hub.torch.load import PREFIX, TENSORS
+from peftjax.hub.torch.modules import Leaf, Modules, check_tied, is_feedforward
 from peftjax.models.families import family_of
 from peftjax.models.family import Model
 from peftjax.models.names import Layout
+from peftjax.storage import replacing_folder
 
 
 def save_torch(
@@ -60,8 +59,6 @@ def save_torch(
             equal there; the message names the site.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: expected an absent or empty folder")
     _check(peft, adapters)
     try:
         config, tensors = _translate(model, peft, adapters, layout)
@@ -69,17 +66,9 @@ def save_torch(
         raise AdapterFileError(f"{folder}: not written: {error}") from error
     config["base_model_name_or_path"] = base_model_name
     tensors = {f"{PREFIX}{name}": value for name, value in tensors.items()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{folder.name}-", dir=folder.parent
-    ) as tmp:
-        new = Path(tmp, "adapter")
-        new.mkdir()
+    with replacing_folder(folder) as new:
         write(new / TENSORS, tensors)
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        if folder.exists():
-            folder.rmdir()
-        os.replace(new, folder)
     return folder
 
 
@@ -107,13 +96,13 @@ def _translate(
     headed = family_of(model).head(model) is not None
     modules = Modules(model, shapes, layout, prefix=headed)
     check_tied(model, {site.path for site in peft.sites})
-    form = _format(peft)
+    codec = _codec(peft)
     entries = [(site, leaf) for site in peft.sites for leaf in modules.at(site.path)]
     methods = {
         leaf.module: site.method for site, leaf in entries if not site.method.replaces
     }
     biased = {module for module in methods if f"{module}.bias" in modules.leaves}
-    settings, tensors, full = form.write(methods, biased), {}, {}
+    settings, tensors, full = codec.write(methods, biased), {}, {}
     for site, leaf in entries:
         arrays = {
             name: np.asarray(array if leaf.number is None else array[leaf.number])
@@ -122,10 +111,10 @@ def _translate(
         if site.method.replaces:
             full[leaf] = leaf.to_torch(arrays["value"])
         else:
-            tensors.update(_adapted(form, site.method, leaf, arrays))
-    fields, more = describe_full(full, modules, {*methods}, form.peft_type)
+            tensors.update(_adapted(codec, site.method, leaf, arrays))
+    fields, more = describe_full(full, modules, {*methods}, codec.peft_type)
     config = {
-        "peft_type": form.peft_type,
+        "peft_type": codec.peft_type,
         "inference_mode": True,
         "task_type": _task(model, fields["modules_to_save"]),
         **settings,
@@ -134,42 +123,47 @@ def _translate(
     return _with_targets(config, methods, modules), {**tensors, **more}
 
 
-def _format(peft: Any) -> Format:
-    """Return the one format of all adapted sites."""
-    sites = [site for site in peft.sites if not site.method.replaces]
-    found: dict[Format, str] = {}
-    for site in sites:
-        form = next((f for f in FORMATS if f.method is type(site.method)), None)
-        if form is None:
+def _codec(peft: Any) -> Codec:
+    """Return the one codec of all adapted sites."""
+    found: dict[type[Method], str] = {}
+    chosen: list[Codec] = []
+    for site in peft.sites:
+        if site.method.replaces:
+            continue
+        method = type(site.method)
+        codec = CODECS.get(method, "it is no method of this library")
+        if isinstance(codec, str):
+            known = [m.__name__ for m, c in CODECS.items() if isinstance(c, Codec)]
             raise ValueError(
-                f"{site.path}: {type(site.method).__name__} has no equal in the torch "
-                f"library; it has {', '.join(f.method.__name__ for f in FORMATS)}. "
-                "peftjax.to_lora makes the nearest LoRA"
+                f"{site.path}: {method.__name__} has no equal in the torch library: "
+                f"{codec}. Expected one of {', '.join(known)}; peftjax.to_lora makes "
+                "the nearest LoRA"
             )
-        found.setdefault(form, site.path)
-    if len(found) != 1:
-        listed = [f"{form.method.__name__} at {path}" for form, path in found.items()]
+        if found.setdefault(method, site.path) == site.path:
+            chosen.append(codec)
+    if len(chosen) != 1:
+        listed = [f"{method.__name__} at {path}" for method, path in found.items()]
         raise ValueError(
             "the torch library holds one method in a file, and no file without one; "
             f"found {' and '.join(listed) or 'only leaves of Full'}"
         )
-    return next(iter(found))
+    return chosen[0]
 
 
 def _adapted(
-    form: Format, method: Method, leaf: Leaf, arrays: Mapping[str, np.ndarray]
+    codec: Codec, method: Method, leaf: Leaf, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Return the tensors of one adapted weight."""
-    if leaf.kind not in form.kinds:
+    if leaf.kind not in codec.kinds:
         raise ValueError(
             f"{leaf.path}: {type(method).__name__} on a layer of kind {leaf.kind} has "
-            f"no equal in the torch library; expected {' or '.join(form.kinds)}"
+            f"no equal in the torch library; expected {' or '.join(codec.kinds)}"
         )
     tensors = {
         one.suffix: one.to_torch(arrays[name], leaf.layer)
-        for name, one in form.tensors(method, leaf.layer).items()
+        for name, one in codec.tensors(method, leaf.layer).items()
     }
-    for suffix, shape in form.zeros(method, leaf.layer).items():
+    for suffix, shape in codec.zeros(method, leaf.layer).items():
         tensors[suffix] = np.zeros(shape, np.float32)
     return {f"{leaf.module}.{suffix}": value for suffix, value in tensors.items()}
 
@@ -193,7 +187,7 @@ def _with_targets(
         ends = sorted({*map(shorten, inputs)})
         if "feedforward_modules" in config:
             named["feedforward_modules"] = ends
-        if modules.targeted(complete(named)).keys() == methods.keys() and all(
+        if modules.targeted(complete(named, FIELDS)).keys() == methods.keys() and all(
             is_feedforward(ends, module) == (module in inputs) for module in methods
         ):
             return named

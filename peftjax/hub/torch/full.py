@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.hub.torch_modules import Leaf, Modules, lineage
+from peftjax.hub.torch.modules import Leaf, Modules, lineage
 
 
 def describe_full(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from peftjax.core.method import Kind, Layer, Method
-from peftjax.hub.torch_config import Config
+from peftjax.hub.torch.config import Config, Fields
 
 Methods = Mapping[str, Any]  # methods by module, all of one class
 
@@ -67,14 +66,13 @@ class Entry(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class Format:
-    """One of the torch library's methods.
+class Codec(NamedTuple):
+    """How a method of ours lies in the torch library's files.
 
     Attributes:
         peft_type: its name there.
-        method: our class.
         kinds: kinds of layer on which the two agree.
+        fields: of the configuration, beside those of every method.
         read: our method, from what a file says of one module.
         tensors: the arrays of our method on a layer, by our names.
         write: the fields of a configuration, from our methods by module and the set of
@@ -83,8 +81,8 @@ class Format:
     """
 
     peft_type: str
-    method: type[Method]
     kinds: tuple[Kind, ...]
+    fields: Fields
     read: Callable[[Entry], Method]
     tensors: Callable[[Any, Layer], dict[str, Tensor]]
     write: Callable[[Methods, set[str]], dict[str, Any]]
