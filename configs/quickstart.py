@@ -11,12 +11,14 @@ split over three seeds that the table does not use; the smaller of two equals.
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments.arguments import parse
+from configs import defaults
+from experiments.arguments import known
 
 LINEAR = r"blocks_\d+/(attn/(qkv|proj)|mlp/fc[12])/kernel"
 OUTPUT = r"blocks_\d+/(attn/proj|mlp/fc2)/kernel"  # where Hydra's paper puts it
 QKV, FC2 = r"blocks_\d+/attn/qkv/kernel", r"blocks_\d+/mlp/fc2/kernel"
 HEAD = (r"head/.*", pj.Full())
+OPTIM = {"schedule": "cosine", "weight_decay": 1e-4, "warmup": 0.1}
 
 METHODS = {
     "full": (1e-2, ((r".*", pj.Full()),)),
@@ -34,64 +36,47 @@ METHODS = {
 }
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def config(task: str = "digits", method: str = "lora", seed: int = 0) -> ConfigDict:
     """Return the configuration of one run.
 
-    Args:
-        arg: `method=NAME`, `seed=N`, separated by commas; the default is LoRA, seed 0.
-
     Raises:
-        UnknownName: an unknown key or method; the nearest valid one is named.
+        UnknownName: an unknown task or method; the nearest valid one is named.
     """
-    names = ["lora", *METHODS]
-    task, method, seed = parse(arg, task=["digits"], method=names, seed=["0"])
-    lr, rules = METHODS[method]
-    return ConfigDict(
-        {
-            "name": "quickstart",
-            "family": "digits",
-            "task": task,
-            "method": method,
-            "seed": int(seed),
-            "selection": "last",
-            "rules": rules,
-            "model": {
-                "image_size": 8,
-                "patch_size": 2,
-                "width": 64,
-                "depth": 4,
-                "num_heads": 4,
-                "mlp_dim": 256,
-                "num_classes": 5,
-            },
-            "pretrain": {
-                "classes": (0, 1, 2, 3, 4),
-                "split_seed": 0,
-                "epochs": 40,
-                "batch": 32,
-                "seed": 0,
-                "schedule": "cosine",
-                "lr": 1e-3,
-                "weight_decay": 1e-4,
-                "warmup": 0.1,
-            },
-            "data": {"classes": (5, 6, 7, 8, 9), "split_seed": 0},
-            "train": {"epochs": 15, "batch": 32, "eval_batch": 32, "eval_epochs": 5},
-            "optim": {
-                "schedule": "cosine",
-                "lr": lr,
-                "weight_decay": 1e-4,
-                "warmup": 0.1,
-            },
-            "measure": True,
-            "paths": {"cache": ".cache"},
-            "grid": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-            "table": {
-                "methods": tuple(METHODS),
-                "all_methods": tuple(METHODS),
-                "tasks": ("digits",),
-                "all_tasks": ("digits",),
-                "seeds": (0, 1, 2),
-            },
-        }
+    known(task, ["digits"], "task")
+    lr, rules = METHODS[known(method, METHODS, "method")]
+    return defaults.run(
+        name="quickstart",
+        family="digits",
+        task=task,
+        method=method,
+        seed=seed,
+        rules=rules,
+        model={
+            "image_size": 8,
+            "patch_size": 2,
+            "width": 64,
+            "depth": 4,
+            "num_heads": 4,
+            "mlp_dim": 256,
+            "num_classes": 5,
+        },
+        pretrain={
+            "classes": (0, 1, 2, 3, 4),
+            "split_seed": 0,
+            "epochs": 40,
+            "batch": 32,
+            "seed": 0,
+            **OPTIM,
+            "lr": 1e-3,
+        },
+        data={"classes": (5, 6, 7, 8, 9), "split_seed": 0},
+        train={"epochs": 15, "batch": 32, "eval_batch": 32, "eval_epochs": 5},
+        optim={**OPTIM, "lr": lr},
+        measure=True,
+        grid=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        tasks=("digits",),
+        methods=METHODS,
     )
+
+
+get_config = defaults.door(config)

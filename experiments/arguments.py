@@ -1,9 +1,13 @@
-"""The argument of a configuration file: `FILE:task=mrpc,method=lora,seed=1`."""
+"""The names that a user chooses by, and the argument `FILE:task=mrpc,seed=1`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any
+
+from ml_collections import ConfigDict
 
 
 class UnknownName(ValueError):
@@ -14,37 +18,50 @@ def known(name: str, valid: Iterable[str], what: str) -> str:
     """Return the name.
 
     Raises:
-        UnknownName: it is not among the valid ones; the nearest are named.
+        UnknownName: it is not among the valid ones; the nearest is named.
+
+    >>> known("loar", ["hra", "lora"], "method")
+    Traceback (most recent call last):
+    experiments.arguments.UnknownName: unknown method 'loar': did you mean lora?
     """
-    valid = list(valid)
+    valid = list(dict.fromkeys(valid))
     if name not in valid:
-        near = get_close_matches(name, valid, 2) or sorted(valid)
-        raise UnknownName(f"unknown {what} {name!r}: did you mean {', '.join(near)}?")
+        near = get_close_matches(str(name), valid, 1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(valid)}"
+        raise UnknownName(f"unknown {what} {name!r}: {hint}")
     return name
 
 
-def parse(arg: str, **choices: Iterable[str]) -> tuple[str, ...]:
-    """Return the value of each choice, the first where `arg` does not name it.
+def door(config: Callable[..., ConfigDict]) -> Callable[[str], ConfigDict]:
+    """Return `get_config(arg)`, as ml_collections calls it, over a function of choices.
 
-    Args:
-        arg: `key=value` pairs, separated by commas.
-        **choices: the valid values of each key, the default first; `seed` takes any
-            whole number.
+    Its argument is `key=value` pairs, separated by commas; keys are the function's
+    keywords, and what defaults to a number takes whole numbers.
 
-    Raises:
-        UnknownName: a key or a value; the nearest valid ones are named.
-
-    >>> parse("method=hra", task=["mrpc", "cola"], method=["lora", "hra"], seed=["0"])
-    ('mrpc', 'hra', '0')
+    >>> get_config = door(lambda task="mrpc", seed=0: ConfigDict({"s": (task, seed)}))
+    >>> get_config("seed=3").s
+    ('mrpc', 3)
     """
-    chosen = {key: next(iter(values)) for key, values in choices.items()}
-    for part in filter(None, arg.split(",")):
-        key, _, value = part.partition("=")
-        known(key, choices, "key")
-        if key == "seed":
-            if not value.isdecimal():
-                raise UnknownName(f"seed={value!r}: expected a whole number")
-        else:
-            known(value, choices[key], key)
-        chosen[key] = value
-    return tuple(chosen.values())
+    keywords = inspect.signature(config).parameters
+
+    def get_config(arg: str = "") -> ConfigDict:
+        chosen: dict[str, Any] = {}
+        for key, value in pairs(arg).items():
+            number = isinstance(keywords[known(key, keywords, "key")].default, int)
+            chosen[key] = _whole(key, value) if number else value
+        return config(**chosen)
+
+    return get_config
+
+
+def pairs(arg: str) -> dict[str, str]:
+    """Return the `key=value` pairs of a configuration's argument."""
+    parts = (part.partition("=") for part in arg.split(",") if part)
+    return {key: value for key, _, value in parts}
+
+
+def _whole(key: str, value: str) -> int:
+    # Python refuses to read numbers of thousands of digits.
+    if not (value.isascii() and value.isdecimal() and len(value) < 20):
+        raise UnknownName(f"{key}={value!r}: expected a whole number")
+    return int(value)

@@ -1,153 +1,270 @@
-"""Run a script: flag errors and expected failures are one line, not a traceback."""
+"""The command line: flags, the configuration, and errors that are one line."""
 
 from __future__ import annotations
 
+import argparse
 import functools
+import logging
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from experiments.arguments import UnknownName
-from experiments.report.runs import DamagedFile
+from experiments.arguments import UnknownName, pairs
+from experiments.checks import UnfitSettings, check
+from experiments.overrides import override
+from experiments.preemption import RESUME_ME, Preempted
+from experiments.tasks.task import UnreadableData
+from experiments.workdir import DamagedFile
 from peftjax.hub.tensors import AdapterFileError
 from peftjax.models.files import CheckpointError as ModelError
 from peftjax.training.checkpoint import CheckpointError
 from peftjax.training.loop import NonFiniteLoss
 
+CHOICES = ("task", "method", "seed")  # the other settings follow from them
+
+
+class ConfigError(ValueError):
+    """A configuration file cannot be used."""
+
+
 EXPECTED = (
     AdapterFileError,
     CheckpointError,
+    ConfigError,
     DamagedFile,
     ModelError,
     NonFiniteLoss,
     OSError,
+    UnfitSettings,
     UnknownName,
+    UnreadableData,
 )
 
 
-CHOICES = ("task", "method", "seed")  # the other settings follow from them
+@dataclass(frozen=True)
+class Source:
+    """What the command line says of the configuration.
 
-
-def define_config() -> flags.FlagHolder:
-    """Define `--config FILE[:ARGUMENT]` and `--config.KEY=VALUE`."""
-    return config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENT]")
-
-
-def configured(**choices: Any) -> ConfigDict:
-    """Return the configuration of one run: `--config`'s file asked for these choices.
-
-    It is what `--config FILE:task=..,method=..` gives, with every `--config.KEY=VALUE`
-    of the command line set in it.
+    Attributes:
+        file: of `--config FILE[:ARGUMENT]`.
+        argument: its pairs.
+        overrides: of `--config.KEY=VALUE`; None where a key stands without a value.
     """
-    flag = flags.FLAGS["config"]
-    file, _, given = config_flags.get_config_filename(flag).partition(":")
-    pairs = dict(part.split("=", 1) for part in given.split(",") if "=" in part)
-    argument = ",".join(f"{key}={x}" for key, x in {**pairs, **choices}.items())
-    config = _module(file).get_config(argument)
-    config.update_from_flattened_dict(config_flags.get_override_values(flag))
-    return config
+
+    file: str
+    argument: dict[str, str]
+    overrides: dict[str, str | None]
+
+    @functools.cached_property
+    def _get_config(self) -> Callable[[str], Any]:
+        found = getattr(_module(self.file), "get_config", None)
+        if not callable(found):
+            raise ConfigError(f"{self.file}: expected a function get_config(arg)")
+        return found
+
+    def config(self, **choices: Any) -> ConfigDict:
+        """Return the configuration of one run, with these choices instead of the own.
+
+        Raises:
+            ConfigError: the file fails, or returns no ConfigDict.
+            UnfitSettings: a run could not be done with a setting.
+            UnknownName: of a choice or a setting.
+        """
+        chosen = {**self.argument, **choices}
+        argument = ",".join(f"{key}={value}" for key, value in chosen.items())
+        with_file = functools.partial(self._get_config, argument)
+        config = _guarded(self.file, with_file)
+        if not isinstance(config, ConfigDict):
+            kind = type(config).__name__
+            raise ConfigError(
+                f"{self.file}: get_config returned {kind}, expected "
+                "ml_collections.ConfigDict"
+            )
+        for key, text in self.overrides.items():
+            if key in CHOICES:
+                raise ConfigError(f"--config.{key}: give it as --config FILE:{key}=...")
+            try:
+                override(config, key, text)
+            except UnknownName:
+                raise
+            except ValueError as error:
+                raise UnfitSettings(f"{self.file}: {error}") from error
+        return check(config, self.file)
+
+    def variant(self) -> str:
+        """Return what it says of the settings: `"start=fresh, optim.lr=0.1"`.
+
+        Task, method, seed and paths are left out.
+        """
+        told = [*sorted(self.argument.items()), *sorted(self.overrides.items())]
+        return ", ".join(
+            f"{key}={value}"
+            for key, value in told
+            if key not in CHOICES and not key.startswith("paths.")
+        )
 
 
-def variant() -> str:
-    """Return what the command line says of the settings: `"start=fresh, optim.lr=0.1"`.
+class Parser(argparse.ArgumentParser):
+    """Flags of a command: every error is one line.
 
-    Task, method, seed and paths are left out.
+    Args:
+        doc: the command's docstring.
+        config: whether it takes `--config`.
     """
-    flag = flags.FLAGS["config"]
-    _, _, given = config_flags.get_config_filename(flag).partition(":")
-    pairs = [part.split("=", 1) for part in sorted(given.split(",")) if "=" in part]
-    pairs += sorted(config_flags.get_override_values(flag).items())
-    told = [f"{k}={x}" for k, x in pairs if k not in CHOICES and k[:6] != "paths."]
-    return ", ".join(told)
+
+    def __init__(self, doc: str | None, *, config: bool = True):
+        super().__init__(
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if config:
+            self.add_argument(
+                "--config",
+                metavar="FILE[:KEY=VALUE,...]",
+                required=True,
+                help="configuration, configs/NAME.py, and its choices; "
+                "--config.KEY=VALUE replaces a setting, --config.optim.lr=1e-3 for one",
+            )
+        self._config = config
+
+    def error(self, message: str) -> Any:
+        """Exit with one line."""
+        raise SystemExit(f"{message}; --help lists the flags")
+
+    def flag(self, name: str, **settings: Any) -> None:
+        """Add `--dry-run`, which is `--dry_run` too."""
+        self.add_argument(
+            *dict.fromkeys([name, "--" + name[2:].replace("-", "_")]), **settings
+        )
+
+    def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Return the flags; `config` as a `Source`."""
+        given = list(sys.argv[1:] if argv is None else argv)
+        overrides: dict[str, str | None] = {}
+        if self._config:
+            given, overrides = _split(given)
+        options, rest = self.parse_known_args(given)
+        if rest:
+            self.error(self._unknown(rest))
+        if self._config:
+            file, _, argument = options.config.partition(":")
+            options.config = Source(file, pairs(argument), overrides)
+        return options
+
+    def _unknown(self, rest: list[str]) -> str:
+        flags = [flag for flag in rest if flag.startswith("-")]
+        if not flags:
+            return f"unexpected arguments {rest}; flags start with --"
+        name = flags[0].partition("=")[0]
+        near = get_close_matches(name, self._option_string_actions, 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        return f"unknown flag {name}{hint}"
 
 
-@functools.cache
+def names(text: str) -> list[str]:
+    """Return the names of `--methods a,b`."""
+    return [part for part in text.split(",") if part]
+
+
+def rates(text: str) -> list[float]:
+    """Return the numbers of `--grid 1e-3,1e-2`."""
+    try:
+        return [float(part) for part in names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers") from None
+
+
+def count(text: str) -> int:
+    """Return a whole number of at least 1."""
+    if not (text.isascii() and text.isdecimal() and 0 < int(text[:12]) < 10**9):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
+
+
+def folder(text: str) -> Path:
+    """Return a folder that was named; the current one is not, by an empty text."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a folder, found an empty text")
+    return Path(text)
+
+
+def command(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a command's `main(argv=None)`: expected failures exit with one line."""
+
+    @functools.wraps(main)
+    def call(argv: Sequence[str] | None = None) -> Any:
+        # orbax reports every file it opens
+        logging.getLogger("absl").setLevel(logging.WARNING)
+        try:
+            return main(argv)
+        except Preempted as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(RESUME_ME) from error
+        except EXPECTED as error:
+            raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+    return call
+
+
+def keep_programs(cache: str) -> None:
+    """Keep compiled programs under a folder, so that no second process compiles them.
+
+    JAX's own setting goes before.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        place = Path(cache, "programs").absolute()
+        jax.config.update("jax_compilation_cache_dir", str(place))
+
+
+def _split(argv: list[str]) -> tuple[list[str], dict[str, str | None]]:
+    """Take `--config.KEY=VALUE` and `--config.KEY VALUE` out of the arguments."""
+    rest, overrides, left = [], {}, iter(range(len(argv)))
+    for place in left:
+        key, equals, value = argv[place].partition("=")
+        if not key.startswith("--config."):
+            rest.append(argv[place])
+            continue
+        following = argv[place + 1 : place + 2]
+        if not equals and following and not following[0].startswith("--"):
+            value, equals = argv[next(left)], "="
+        overrides[key.removeprefix("--config.")] = value if equals else None
+    return rest, overrides
+
+
 def _module(file: str) -> Any:
-    spec: Any = spec_from_file_location("config", file)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """Import a configuration file by its path."""
+    path = Path(file)
+    if not path.is_file():
+        near = get_close_matches(file, map(str, Path("configs").rglob("*.py")), 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{file}: no such configuration file{hint}")
+    spec = spec_from_file_location("config", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file}: expected a Python file, NAME.py")
+    module, loader = module_from_spec(spec), spec.loader
+    _guarded(file, lambda: loader.exec_module(module))
     return module
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Parse the flags and call `main`; exit with status 1 on an expected failure.
-
-    Compiled programs are kept under `paths.cache`, unless JAX's own setting names
-    another folder, so that a second process does not compile them again.
-    """
-
-    def call(argv: list[str]) -> None:
-        if argv[1:]:
-            sys.exit(f"unexpected arguments {argv[1:]}; flags start with --")
-        logging.set_verbosity(logging.WARNING)  # orbax reports every file it opens
-        if jax.config.jax_compilation_cache_dir is None:
-            cache = Path(flags.FLAGS["config"].value.paths.cache, "programs")
-            jax.config.update("jax_compilation_cache_dir", str(cache.absolute()))
-        try:
-            main()
-        except EXPECTED as error:
-            sys.exit(f"{type(error).__name__}: {error}")
-
-    flags.mark_flag_as_required("config")
-    app.run(call, flags_parser=_parse)
-
-
-def _parse(argv: list[str]) -> list[str]:
-    argv = [_underscored(argument) for argument in argv]
+def _guarded(file: str, call: Callable[[], Any]) -> Any:
+    """Call what a configuration file defines; its errors become one line."""
     try:
-        rest = flags.FLAGS(argv)
-        _ = flags.FLAGS["config"].value.name  # a missing file shows here
-        for key in config_flags.get_override_values(flags.FLAGS["config"]):
-            if key in CHOICES:
-                sys.exit(f"--config.{key}: give it as --config FILE:{key}=...")
-    except (flags.Error, OSError) as error:
-        # ml_collections puts a traceback above the message of `get_config`.
-        sys.exit(str(error).strip().splitlines()[-1].strip())
-    except (AttributeError, KeyError):
-        config = flags.FLAGS["config"].parser.parse(_argument(argv))
-        for argument in argv:
-            if argument.startswith("--config."):
-                key = argument.partition("=")[0].removeprefix("--config.")
-                _check_key(config, key.split("."))
+        return call()
+    except UnknownName:
         raise
-    return rest
-
-
-def _underscored(argument: str) -> str:
-    """Return `--dry_run` for `--dry-run`: flags are known by both names."""
-    name, equals, value = argument.partition("=")
-    if not name.startswith("--") or name.startswith("--config"):
-        return argument
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _argument(argv: list[str]) -> str:
-    """Return the value of `--config`."""
-    for argument, following in zip(argv, [*argv[1:], ""]):
-        if argument == "--config":
-            return following
-        if argument.startswith("--config="):
-            return argument.partition("=")[2]
-    return ""
-
-
-def _check_key(config: ConfigDict, names: list[str]) -> None:
-    """Exit if there is no such key, naming the nearest one."""
-    for depth, name in enumerate(names):
-        if not isinstance(config, ConfigDict) or name not in config:
-            valid = list(config) if isinstance(config, ConfigDict) else []
-            near = get_close_matches(name, valid, 1) or valid
-            prefix = ".".join(["--config", *names[:depth]])
-            sys.exit(
-                f"unknown key {prefix}.{name}: did you mean "
-                + (" or ".join(f"{prefix}.{key}" for key in near) or f"{prefix}=...")
-                + "?"
-            )
-        config = config[name]
+    except (Exception, SystemExit) as error:
+        lines = [x for x in traceback.extract_tb(error.__traceback__)]
+        own = [x.lineno for x in lines if Path(x.filename) == Path(file)]
+        number = getattr(error, "lineno", None) or (own[-1] if own else None)
+        where = f"{file}, line {number}" if number else file
+        told = " ".join(str(error).split())
+        raise ConfigError(f"{where}: {type(error).__name__}: {told}") from error

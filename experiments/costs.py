@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import peftjax as pj
-from experiments.benchmarks.measure import bound, forward, interleave, ratio
+from experiments.measure import interleave, ratio
 from peftjax.hub.tensors import save_tree
 
 HEAD = "(head|classifier|pooler)/.*"
@@ -37,7 +37,7 @@ def merge(run: Any, adapters: Any, file: Path) -> dict[str, Any]:
         return {"merge_difference": None}
     save_tree(file, merged)
     adapted = run.outputs(adapters, run.data.test)
-    alone = forward(run.outline.model)(merged, run.data.test["image"])
+    alone = run.programs.forward(merged, run.data.test["image"])
     return {"merge_difference": float(np.abs(adapted - np.asarray(alone)).max())}
 
 
@@ -50,7 +50,7 @@ def step_time(run: Any) -> dict[str, float]:
         state, metrics = run.programs.step(state, run.sharded, batch)
         return metrics
 
-    frozen = bound(run.outline.model)
+    frozen = run.programs.bound
     calls = {
         "bound": lambda: frozen(run.base, batch["image"], batch["label"]),
         "step": update,

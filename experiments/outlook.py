@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,14 +14,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments import tasks
+from experiments import checks, tasks
 from experiments.costs import HEAD
 from experiments.optimizer import optimizer, schedule
 from experiments.published import Numbers
-from experiments.records import digest, write_json
+from experiments.records import digest
 from experiments.tasks.task import Outline
+from peftjax import storage
 from peftjax.core.paths import flatten
-from peftjax.data.pipeline import steps_per_epoch
 
 FILE = "dry_run.json"
 
@@ -80,11 +79,12 @@ def show(configs: Sequence[ConfigDict], workdir: Path | None = None) -> None:
         workdir: where `dry_run.json` goes, if anywhere.
 
     Raises:
-        ValueError: a rule decides nothing, a method does not fit, the warm-up is longer
-            than the run.
+        ValueError: a rule decides nothing, or a method does not fit.
+        UnfitSettings: batch or warm-up do not fit the published number of examples.
     """
     first = {(config.task, config.method): config for config in reversed(configs)}
-    runs = [prospect(config) for config in reversed(first.values())]
+    plans = Plans()
+    runs = [prospect(config, plans) for config in reversed(first.values())]
     print(f"{'task':22}{'method':12}{'without head':>14}{'trainable':>14}", end="")
     print(f"{'optimizer':>14}{'steps':>10}  rate: first, highest, last")
     for run in runs:
@@ -105,21 +105,20 @@ def show(configs: Sequence[ConfigDict], workdir: Path | None = None) -> None:
     print(f"{len(runs)} runs build")
     if workdir is not None:
         document = {"runs": runs, "methods": found}
-        write_json(
+        storage.write_json(
             workdir / FILE,
             {name: [asdict(x) for x in part] for name, part in document.items()},
         )
 
 
-def prospect(config: ConfigDict) -> Prospect:
+def prospect(config: ConfigDict, plans: Plans | None = None) -> Prospect:
     """Build one run on shapes; raises as `show`."""
     outline: Outline = tasks.family(config).outline(config)
-    peft, adapters = _adapters(outline, config.rules)
+    peft, adapters = (plans or Plans()).of(outline, config.rules)
     trainable, _ = peft.partition(adapters)
     sizes = {path: _size(arrays) for path, arrays in trainable.items()}
     heads = sum(size for path, size in sizes.items() if re.fullmatch(HEAD, path))
-    epoch = steps_per_epoch(outline.examples, config.train.batch)
-    steps = config.train.epochs * epoch
+    steps, epoch = checks.length(config, outline.examples)
     descent = optimizer(config.optim, steps, epoch)
     total = sum(sizes.values())
     return Prospect(
@@ -174,33 +173,35 @@ def _rates(config: ConfigDict, steps: int, epoch: int) -> tuple[float, float, fl
     return float(rates[0]), float(rates.max()), float(rates[-1])
 
 
-def _adapters(outline: Outline, rules: Any) -> tuple[pj.Peft, dict[str, Any]]:
-    """Return a plan of these rules, and the shapes of this model's adapters.
+class Plans:
+    """Plans of models and rules; runs that differ in the size of their head share one.
 
-    Tracing a model takes seconds; runs that differ in the size of their head share it.
+    Tracing a model takes seconds.
     """
-    variables = _abstract(outline.model, outline.example)
-    names, leaves, _ = flatten(variables)
-    shapes = dict(zip(names, leaves))
-    heads = {name for name in shapes if name and re.fullmatch(HEAD, name)}
-    body = tuple((name, shapes[name].shape) for name in names if name not in heads)
-    key = type(outline.model), body, digest(rules)
-    if key not in _PLANS:
+
+    def __init__(self) -> None:
+        self._plans: dict[Any, tuple[pj.Peft, dict[str, Any]]] = {}
+        self._abstract: dict[Any, Any] = {}
+
+    def of(self, outline: Outline, rules: Any) -> tuple[pj.Peft, dict[str, Any]]:
+        """Return a plan of these rules, and the shapes of this model's adapters."""
         apply, example = outline.model.apply, outline.example
-        peft = pj.adapt(apply, variables, *example, rules=dict(rules))
-        _PLANS[key] = peft, jax.eval_shape(peft.init, jax.random.key(0), variables)
-    peft, adapters = _PLANS[key]
-    # The head is trained whole or not at all, so its adapters are its own leaves.
-    own = {path: {"value": shapes[path]} for path in adapters if path in heads}
-    return peft, {**adapters, **own}
-
-
-_PLANS: dict[Any, tuple[pj.Peft, dict[str, Any]]] = {}
-
-
-@functools.cache
-def _abstract(model: Any, example: tuple[Any, ...]) -> Any:
-    return jax.eval_shape(model.init, jax.random.key(0), *example)
+        if outline.model not in self._abstract:
+            self._abstract[outline.model] = outline.abstract()
+        variables = self._abstract[outline.model]
+        names, leaves, _ = flatten(variables)
+        shapes = dict(zip(names, leaves))
+        heads = {name for name in shapes if name and re.fullmatch(HEAD, name)}
+        body = tuple((name, shapes[name].shape) for name in names if name not in heads)
+        key = type(outline.model), body, digest(rules)
+        if key not in self._plans:
+            peft = pj.adapt(apply, variables, *example, rules=dict(rules))
+            fresh = jax.eval_shape(peft.init, jax.random.key(0), variables)
+            self._plans[key] = peft, fresh
+        peft, adapters = self._plans[key]
+        # The head is trained whole or not at all, so its adapters are its own leaves.
+        own = {path: {"value": shapes[path]} for path in adapters if path in heads}
+        return peft, {**adapters, **own}
 
 
 def _size(tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""What every result file says: configuration, versions, hardware; written whole."""
+"""What every result file says: configuration, versions, hardware."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,12 +17,12 @@ from ml_collections import ConfigDict
 
 from peftjax.core.method import Method
 from peftjax.hub.describe import describe
-from peftjax.storage import replacing
 
 # What names a run, or says where it lies, and does not change its outcome.
 NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid")
 # Of the paths, those that do: other weights.
 WEIGHTS = ("model", "package", "start")
+NAMES = ("name", "task", "method", "seed")
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "grain")
 
 
@@ -36,11 +37,29 @@ def plain(value: Any) -> Any:
     return value
 
 
-def settings(config: ConfigDict) -> dict[str, Any]:
+def settings(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """Return what decides a run's outcome, besides its task, method and seed."""
     own = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
-    weights = {key: config.paths[key] for key in WEIGHTS if config.paths.get(key)}
+    paths = config["paths"]
+    weights = {key: paths[key] for key in WEIGHTS if paths.get(key)}
     return {**own, "weights": weights} if weights else own
+
+
+def identity(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """Return what tells a run from every other, by path, `optim.lr` for one.
+
+    A run's own and that of the `config` in its result are equal.
+    """
+    names = {key: config[key] for key in NAMES}
+    return _flat(plain({**names, **settings(config)}))
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested settings by their path."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    parts = (_flat(x, f"{prefix}.{key}" if prefix else key) for key, x in tree.items())
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def digest(*parts: Any) -> str:
@@ -58,17 +77,18 @@ def circumstances() -> dict[str, Any]:
         },
         "hardware": {
             "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores(),
             "devices": [device.device_kind for device in jax.devices()],
         },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write a document under a temporary name, then rename it."""
-    with replacing(path) as new:
-        new.write_text(json.dumps(document, indent=1) + "\n")
+def cores() -> int:
+    """Return how many cores this process may use, where the system can say so."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu() -> str:

@@ -10,25 +10,27 @@ one line of `WORKDIR/sweep.jsonl`; those that are there already are not repeated
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli
+from experiments.checks import check
 from experiments.claims import alone
-from experiments.finetune import Run
 from experiments.records import digest, settings
-from peftjax.storage import replacing
+from experiments.run import ProgramCache, Run
+from peftjax import storage
 from peftjax.training.metrics import read_metrics
 
 
-def score(config: ConfigDict) -> float:
+def score(config: ConfigDict, cache: ProgramCache | None = None) -> float:
     """Return the score on the held-out examples after training; NaN if it diverged."""
-    run = Run(config, choose=True)
+    run = Run(config, cache, choose=True)
     state, batches = run.state(), run.batches()
     for _ in range(run.steps):
         state, metrics = run.programs.step(state, run.sharded, next(batches))
@@ -49,8 +51,7 @@ def add(file: Path, found: dict[str, Any]) -> dict[str, Any]:
     with alone(file):
         lines = {**read(file), found["key"]: found}
         text = "".join(json.dumps(line) + "\n" for line in lines.values())
-        with replacing(file) as new:
-            new.write_text(text)
+        storage.write_text(file, text)
     return lines
 
 
@@ -60,29 +61,36 @@ def line(method: str, lr: float, scores: list[float]) -> str:
     return f"{method:10} lr {lr:<7g} held-out score {mean(scores):.4f}{spread}"
 
 
-def main() -> None:
-    config = CONFIG.value
-    file = Path(WORKDIR.value or f"runs/{config.name}") / "sweep.jsonl"
-    known = read(file)
-    for method in METHODS.value or config.table.methods:
-        for lr in map(float, GRID.value or config.grid):
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score the grid of each method, as the command line says."""
+    parser = cli.Parser(__doc__)
+    parser.flag(
+        "--methods", type=cli.names, help="a,b,...; by default the configuration's"
+    )
+    parser.flag("--grid", type=cli.rates, help="rates; by default the configuration's")
+    parser.flag("--seeds", type=cli.count, default=3, help="per learning rate")
+    parser.flag("--workdir", type=cli.folder, help="folder; by default runs/NAME")
+    options = parser.read(argv)
+    config = options.config.config()
+    cli.keep_programs(config.paths.cache)
+    file = (options.workdir or Path(f"runs/{config.name}")) / "sweep.jsonl"
+    known, cache = read(file), ProgramCache()
+    for method in options.methods or config.table.methods:
+        for lr in options.grid or config.grid:
             scores = []
-            for seed in range(100, 100 + SEEDS.value):
-                one = cli.configured(task=config.task, method=method, seed=seed)
+            for seed in range(100, 100 + options.seeds):
+                one = options.config.config(task=config.task, method=method, seed=seed)
                 one.optim.lr = lr
+                check(one, "--grid")
                 key = digest(settings(one), one.task, seed)
                 if key not in known:
                     choice = {"task": one.task, "method": method, "lr": lr}
-                    found = {**choice, "seed": seed, "score": score(one)}
+                    found = {**choice, "seed": seed, "score": score(one, cache)}
                     known = add(file, {"key": key, **found})
                 scores.append(known[key]["score"])
             print(line(method, lr, scores), flush=True)
 
 
 if __name__ == "__main__":
-    CONFIG = cli.define_config()
-    METHODS = flags.DEFINE_list("methods", None, "Methods; by default the table's.")
-    GRID = flags.DEFINE_list("grid", None, "Learning rates; by default the config's.")
-    SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per learning rate.", lower_bound=1)
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder; by default runs/NAME.")
-    cli.run(main)
+    sys.exit(main())

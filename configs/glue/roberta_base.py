@@ -24,15 +24,30 @@ Options, after `task=`, `method=` and `seed=` (the paper runs one seed, 0):
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments.arguments import parse
-from experiments.finetune import SELECTIONS
+from configs import defaults
+from configs.defaults import EVERY
+from experiments.arguments import known
+from experiments.checks import SELECTIONS
 from experiments.hparams import line, lines
 from peftjax import presets
 
-EVERY = ("query", "key", "value", "output", "up", "down")
 METRICS = {"cola": "matthews", "mnli": "accuracy_matched", "stsb": "pearson"}
 TASKS = tuple(row["task"] for row in lines("hydra_glue"))
 BUCKETS = (32, 64, 128, 256, 512)
+MODEL = {
+    "vocab_size": 50265,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "pad_token_id": 1,
+    "roberta": True,
+}
 OTHERS = {
     "full": "full",
     "linear": "linear",
@@ -68,83 +83,60 @@ def _rules(method: str, row: dict) -> tuple:
     return tuple(presets.rules("roberta", adapter, parts=parts).items())
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """Return the configuration of one run.
-
-    Args:
-        arg: `task=NAME`, `method=NAME`, `seed=N` and the options above, separated by
-            commas; the default is Hydra on MNLI, seed 0.
+def config(
+    task: str = "mnli",
+    method: str = "hydra",
+    seed: int = 0,
+    selection: str = "last",
+    start: str = "released",
+) -> ConfigDict:
+    """Return the configuration of one run; the choices are those above.
 
     Raises:
-        UnknownName: an unknown key or name; the nearest valid one is named.
+        UnknownName: an unknown name; the nearest valid one is named.
     """
-    task, method, seed, selection, start = parse(
-        arg,
-        task=TASKS,
-        method=["hydra", *METHODS],
-        seed=["0"],
-        selection=SELECTIONS,
-        start=["released", "fresh"],
-    )
+    known(task, TASKS, "task")
+    known(method, METHODS, "method")
+    known(selection, SELECTIONS, "selection")
+    known(start, ["released", "fresh"], "start")
     row = line("hydra_glue", task=task)
     mnli = row["start_from"].startswith("mnli") and method == "hydra"
     length = int(row["max_seq_length"])
-    return ConfigDict(
-        {
-            "name": "glue_roberta_base",
-            "family": "glue",
-            "task": task,
-            "method": method,
-            "seed": int(seed),
-            "selection": selection,
-            "start_from": "mnli" if mnli and start == "released" else "",
-            "rules": _rules(method, row),
-            "metric": METRICS.get(task, "accuracy"),
-            "model": {
-                "kind": "roberta",
-                "settings": {
-                    "vocab_size": 50265,
-                    "hidden_size": 768,
-                    "num_hidden_layers": 12,
-                    "num_attention_heads": 12,
-                    "intermediate_size": 3072,
-                    "max_position_embeddings": 514,
-                    "type_vocab_size": 1,
-                    "layer_norm_eps": 1e-5,
-                    "hidden_dropout_prob": 0.1,
-                    "attention_probs_dropout_prob": 0.1,
-                    "pad_token_id": 1,
-                    "roberta": True,
-                },
-            },
-            "data": {
-                "max_length": length,
-                "buckets": tuple(x for x in BUCKETS if x <= length),
-                "train_examples": 0,
-            },
-            "train": {
-                "epochs": int(row["epochs"]),
-                "batch": int(row["global_batch"]),
-                "eval_batch": 64,
-                "eval_epochs": 1,
-            },
-            "optim": {
-                "schedule": "linear",
-                "lr": RATES.get(method, float(row["learning_rate"])),
-                "weight_decay": float(row["weight_decay"]),
-                "warmup": float(row["warmup_ratio"]),
-                "clip": 1.0,
-            },
-            "paths": {"cache": ".cache", "data": "data", "model": "", "start": ""},
-            "grid": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-            "table": {
-                "methods": METHODS,
-                "all_methods": METHODS,
-                "tasks": TASKS,
-                "all_tasks": TASKS,
-                "seeds": (0, 1, 2),
-                "published": PUBLISHED,
-                "notes": {},
-            },
-        }
+    return defaults.run(
+        name="glue_roberta_base",
+        family="glue",
+        task=task,
+        method=method,
+        seed=seed,
+        selection=selection,
+        start_from="mnli" if mnli and start == "released" else "",
+        rules=_rules(method, row),
+        metric=METRICS.get(task, "accuracy"),
+        model={"kind": "roberta", "settings": MODEL},
+        data={
+            "max_length": length,
+            "buckets": tuple(x for x in BUCKETS if x <= length),
+            "train_examples": 0,
+        },
+        train={
+            "epochs": int(row["epochs"]),
+            "batch": int(row["global_batch"]),
+            "eval_batch": 64,
+            "eval_epochs": 1,
+        },
+        optim={
+            "schedule": "linear",
+            "lr": RATES.get(method, float(row["learning_rate"])),
+            "weight_decay": float(row["weight_decay"]),
+            "warmup": float(row["warmup_ratio"]),
+            "clip": 1.0,
+        },
+        paths={"start": ""},
+        grid=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        tasks=TASKS,
+        methods=METHODS,
+        table={"published": PUBLISHED, "notes": {}},
     )
+
+
+get_config = defaults.door(config)

@@ -27,10 +27,11 @@ MNIST, which VTAB does not have, is counted as natural.
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments.arguments import parse
+from configs import defaults
+from configs.defaults import EVERY
+from experiments.arguments import known
 from peftjax import presets
 
-EVERY = ("query", "key", "value", "output", "up", "down")
 # Task: its file, its classes, its group in VTAB's average. Those of equal head size
 # follow each other, so that they share a compiled program.
 TASKS = {
@@ -62,72 +63,55 @@ METHODS = {
 }
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def config(task: str = "cifar10", method: str = "lora", seed: int = 0) -> ConfigDict:
     """Return the configuration of one run.
 
-    Args:
-        arg: `task=NAME`, `method=NAME`, `seed=N`, separated by commas; the default is
-            LoRA on CIFAR-10, seed 0.
-
     Raises:
-        UnknownName: an unknown key or name; the nearest valid one is named.
+        UnknownName: an unknown task or method; the nearest valid one is named.
     """
-    task, method, seed = parse(
-        arg, task=["cifar10", *TASKS], method=["lora", *METHODS], seed=["0"]
-    )
-    lr, rules = METHODS[method]
+    known(task, TASKS, "task")
+    lr, rules = METHODS[known(method, METHODS, "method")]
     others = tuple(name for name in TASKS if name != task)
-    return ConfigDict(
-        {
-            "name": "vision_small",
-            "family": "images",
-            "task": task,
-            "method": method,
-            "seed": int(seed),
-            "selection": "last",
-            "rules": rules,
-            "model": {
-                "image_size": 32,
-                "patch_size": 8,
-                "width": 64,
-                "depth": 4,
-                "num_heads": 4,
-                "mlp_dim": 256,
-                "num_classes": TASKS[task][1],
-                "pooling": "mean",
-            },
-            "pretrain": {
-                "tasks": others,
-                "classes": sum(TASKS[name][1] for name in others),
-                "epochs": 40,
-                "batch": 64,
-                "seed": 0,
-                "schedule": "cosine",
-                "lr": 1e-3,
-                "weight_decay": 0.05,
-                "warmup": 0.1,
-            },
-            "data": {
-                "source": "images",
-                "files": {name: one[0] for name, one in TASKS.items()},
-                "normalisation": "imagenet",
-            },
-            "train": {"epochs": 15, "batch": 32, "eval_batch": 250, "eval_epochs": 15},
-            "optim": {
-                "schedule": "cosine",
-                "lr": lr,
-                "weight_decay": 1e-4,
-                "warmup": 0.1,
-            },
-            "paths": {"cache": ".cache", "data": "data", "model": ""},
-            "grid": (1e-3, 3e-3, 1e-2, 3e-2),
-            "table": {
-                "methods": tuple(METHODS),
-                "all_methods": tuple(METHODS),
-                "tasks": tuple(TASKS),
-                "all_tasks": tuple(TASKS),
-                "seeds": (0, 1, 2),
-                "groups": {name: one[2] for name, one in TASKS.items()},
-            },
-        }
+    return defaults.run(
+        name="vision_small",
+        family="images",
+        task=task,
+        method=method,
+        seed=seed,
+        rules=rules,
+        model={
+            "image_size": 32,
+            "patch_size": 8,
+            "width": 64,
+            "depth": 4,
+            "num_heads": 4,
+            "mlp_dim": 256,
+            "num_classes": TASKS[task][1],
+            "pooling": "mean",
+        },
+        pretrain={
+            "tasks": others,
+            "classes": sum(TASKS[name][1] for name in others),
+            "epochs": 40,
+            "batch": 64,
+            "seed": 0,
+            "schedule": "cosine",
+            "lr": 1e-3,
+            "weight_decay": 0.05,
+            "warmup": 0.1,
+        },
+        data={
+            "source": "images",
+            "files": {name: one[0] for name, one in TASKS.items()},
+            "normalisation": "imagenet",
+        },
+        train={"epochs": 15, "batch": 32, "eval_batch": 250, "eval_epochs": 15},
+        optim={"schedule": "cosine", "lr": lr, "weight_decay": 1e-4, "warmup": 0.1},
+        grid=(1e-3, 3e-3, 1e-2, 3e-2),
+        tasks=TASKS,
+        methods=METHODS,
+        table={"groups": {name: one[2] for name, one in TASKS.items()}},
     )
+
+
+get_config = defaults.door(config)

@@ -35,13 +35,15 @@ import random
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments.arguments import parse
-from experiments.finetune import SELECTIONS
+from configs import defaults
+from configs.defaults import EVERY
+from experiments.arguments import known
+from experiments.checks import SELECTIONS
 from experiments.hparams import line
 from peftjax import presets
 from peftjax.data import vtab
 
-QV, EVERY = ("query", "value"), ("query", "key", "value", "output", "up", "down")
+QV = ("query", "value")
 HEAD = ("head/.*", pj.Full())
 LAYERS = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")
 WEIGHT = ("lora", "vector", "constant", "none")
@@ -159,83 +161,88 @@ def _others(method: str) -> dict:
     }
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """Return the configuration of one run.
-
-    Args:
-        arg: `task=NAME`, `method=NAME`, `seed=N` and the options above, separated by
-            commas; the default is Hydra on CIFAR-100, seed 0.
+def config(
+    task: str = "cifar",
+    method: str = "hydra",
+    seed: int = 0,
+    selection: str = "last",
+    placement: str = "released",
+    period: str = "released",
+) -> ConfigDict:
+    """Return the configuration of one run; the choices are those above.
 
     Raises:
-        UnknownName: an unknown key or name; the nearest valid one is named.
+        UnknownName: an unknown name; the nearest valid one is named.
     """
-    task, method, seed, selection, placement, period = parse(
-        arg,
-        task=list(vtab.TASKS),
-        method=["hydra", *METHODS],
-        seed=["0"],
-        selection=SELECTIONS,
-        placement=["released", "figure"],
-        period=["released", "run"],
-    )
-    if method == "hydra":
-        own = _hydra(task, placement, period)
-    elif method == "ssf":
-        own = _ssf(task)
-    else:
-        own = _glora(method) if method.startswith("glora") else _others(method)
-    epochs = own.get("epochs", 100)
+    known(task, vtab.TASKS, "task")
+    known(method, METHODS, "method")
+    known(selection, SELECTIONS, "selection")
+    known(placement, ["released", "figure"], "placement")
+    known(period, ["released", "run"], "period")
     figure = {"hydra": "placement=figure"} if placement == "figure" else {}
-    return ConfigDict(
-        {
-            "name": "vtab_vit_b16",
-            "family": "images",
-            "task": task,
-            "method": method,
-            "seed": int(seed),
-            "selection": selection,
-            "rules": own["rules"],
-            "model": {
-                "image_size": 224,
-                "patch_size": 16,
-                "width": 768,
-                "depth": 12,
-                "num_heads": 12,
-                "mlp_dim": 3072,
-                "num_classes": vtab.TASKS[task].classes,
-                "drop_path": own.get("drop_path", 0.1),
-                "fused_qkv": own.get("fused_qkv", True),
-            },
-            "data": {
-                "source": "vtab",
-                "normalisation": own.get("normalisation", "imagenet"),
-            },
-            "train": {
-                "epochs": epochs,
-                "batch": own.get("batch", 64),
-                "eval_batch": 64,
-                "eval_epochs": 10,
-            },
-            "optim": {
-                "schedule": "epoch_cosine",
-                "lr": own["lr"],
-                "weight_decay": own.get("weight_decay", 1e-4),
-                "warmup": own.get("warmup", 10),
-                "period": own.get("period", epochs),
-                "start": own.get("start", 1e-6),
-                "floor": own.get("floor", 1e-5),
-            },
-            "paths": {"cache": ".cache", "data": "data", "model": ""},
-            "grid": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-            "table": {
-                "methods": METHODS,
-                "all_methods": METHODS,
-                "tasks": tuple(vtab.TASKS),
-                "all_tasks": tuple(vtab.TASKS),
-                "seeds": (0, 1, 2),
-                "groups": {name: one.group for name, one in vtab.TASKS.items()},
-                "published": PUBLISHED,
-                "notes": {**NOTES, **figure},
-            },
-        }
+    return defaults.run(
+        name="vtab_vit_b16",
+        family="images",
+        task=task,
+        method=method,
+        seed=seed,
+        selection=selection,
+        **_training(task, _recipe(task, method, placement, period)),
+        grid=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        tasks=vtab.TASKS,
+        methods=METHODS,
+        table={
+            "groups": {name: one.group for name, one in vtab.TASKS.items()},
+            "published": PUBLISHED,
+            "notes": {**NOTES, **figure},
+        },
     )
+
+
+def _recipe(task: str, method: str, placement: str, period: str) -> dict:
+    if method == "hydra":
+        return _hydra(task, placement, period)
+    if method == "ssf":
+        return _ssf(task)
+    return _glora(method) if method.startswith("glora") else _others(method)
+
+
+def _training(task: str, own: dict) -> dict:
+    """Return what a recipe says, and what all have in common."""
+    epochs = own.get("epochs", 100)
+    return {
+        "rules": own["rules"],
+        "model": {
+            "image_size": 224,
+            "patch_size": 16,
+            "width": 768,
+            "depth": 12,
+            "num_heads": 12,
+            "mlp_dim": 3072,
+            "num_classes": vtab.TASKS[task].classes,
+            "drop_path": own.get("drop_path", 0.1),
+            "fused_qkv": own.get("fused_qkv", True),
+        },
+        "data": {
+            "source": "vtab",
+            "normalisation": own.get("normalisation", "imagenet"),
+        },
+        "train": {
+            "epochs": epochs,
+            "batch": own.get("batch", 64),
+            "eval_batch": 64,
+            "eval_epochs": 10,
+        },
+        "optim": {
+            "schedule": "epoch_cosine",
+            "lr": own["lr"],
+            "weight_decay": own.get("weight_decay", 1e-4),
+            "warmup": own.get("warmup", 10),
+            "period": own.get("period", epochs),
+            "start": own.get("start", 1e-6),
+            "floor": own.get("floor", 1e-5),
+        },
+    }
+
+
+get_config = defaults.door(config)

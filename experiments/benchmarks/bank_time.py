@@ -10,26 +10,33 @@ compared with a run of its adapter alone.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 import peftjax as pj
-from experiments.benchmarks.measure import interleave, ratio
-from experiments.records import circumstances, write_json
+from experiments import cli
+from experiments.measure import interleave, ratio
+from experiments.records import circumstances
+from peftjax import storage
 from peftjax.models.vit import ViT
 from peftjax.testing import perturb
 
-OUT = flags.DEFINE_string("out", None, "JSON file to write.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; the median counts.")
 LINEAR = r"blocks_\d+/(attn/(qkv|proj)|mlp/fc[12])/kernel"
 ROWS = 64
 
 
-def main(_: list[str]) -> None:
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write, as the command line says."""
+    parser = cli.Parser(__doc__, config=False)
+    parser.flag("--out", type=Path, help="JSON file to write")
+    parser.flag("--rounds", type=cli.count, default=5, help="the median counts")
+    options = parser.read(argv)
     size = {"width": 384, "depth": 2, "num_heads": 6, "mlp_dim": 1536}
     model = ViT(image_size=64, patch_size=8, num_classes=0, **size)
     images = jax.random.normal(jax.random.key(0), (ROWS, 64, 64, 3))
@@ -69,7 +76,7 @@ def main(_: list[str]) -> None:
             rows.append(jnp.abs((found - alone)[ids == which]).max())
         worst[name] = float(max(rows) / jnp.abs(found).max())
 
-    seconds = interleave(calls, ROUNDS.value)
+    seconds = interleave(calls, options.rounds)
     result = {"rows": ROWS, "tokens": 65, **circumstances()}
     for name in list(calls)[1:]:
         result[name] = {
@@ -79,9 +86,9 @@ def main(_: list[str]) -> None:
             "largest_difference": worst[name],
         }
         print(name, {k: float(f"{v:.3g}") for k, v in result[name].items()})
-    if OUT.value:
-        write_json(Path(OUT.value), result)
+    if options.out:
+        storage.write_json(options.out, result)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

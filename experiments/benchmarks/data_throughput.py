@@ -10,9 +10,10 @@ in training it shares the processor with the step.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ import optax
 from PIL import Image
 
 import peftjax as pj
+from experiments import cli
 from peftjax.data import images
 from peftjax.data.pipeline import train_batches
 from peftjax.data.tokenizer import Tokens, columns
@@ -36,7 +38,9 @@ MINILM = BertConfig(
 )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print; there are no flags."""
+    cli.Parser(__doc__, config=False).read(argv)
     draw = np.random.default_rng(0)
     text_batch, image_batch = 32, 8
     with tempfile.TemporaryDirectory() as folder:
@@ -122,4 +126,4 @@ def _report(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,14 @@ CONFIG = {
 SHARDS = 3
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--folder", type=Path, help="where to write; default: temporary"
     )
     parser.add_argument("--scan", action="store_true", help="load stacked layers")
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.load:
         print(json.dumps(measure(options.load, options.scan)))
         return

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import functools
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -22,13 +23,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
 import peftjax as pj
-from experiments.benchmarks.measure import adapted, analysis, bound, interleave, ratio
-from experiments.records import circumstances, plain, write_json
+from experiments import cli
+from experiments.measure import adapted, analysis, bound, interleave, ratio
+from experiments.records import circumstances, plain
+from peftjax import storage
 from peftjax.models.vit import ViT
 
 LINEAR = r"blocks(_\d+)?/(attn/(qkv|proj)|mlp/fc[12])/kernel"
@@ -148,29 +150,40 @@ def show(title: str, facts: dict[str, dict[str, float]], methods: list[str]) -> 
     Console(width=100).print(table)
 
 
-def main(_: list[str]) -> None:
-    methods, results = CHOSEN.value, {}
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print and write, as the command line says."""
+    options = _options(argv)
+    methods, results = options.methods or list(METHODS), {}
     with ExitStack() as stack:
-        torch = stack.enter_context(peer(PEER.value, methods)) if PEER.value else {}
-        for name in LAYOUT.value:
-            others = torch if name == "unrolled" else {}
-            results[name] = measure(LAYOUTS[name], methods, ROUNDS.value, others)
+        others = (
+            stack.enter_context(peer(options.peer, methods)) if options.peer else {}
+        )
+        for name in options.layout or list(LAYOUTS):
+            torch = others if name == "unrolled" else {}
+            results[name] = measure(LAYOUTS[name], methods, options.rounds, torch)
             show(name, results[name], methods)
     document = {
         "shapes": {"width": 768, "depth": DEPTH, "batch": BATCH, "tokens": 197},
         "methods": {name: plain(METHODS[name]) for name in methods},
-        "rounds": ROUNDS.value,
+        "rounds": options.rounds,
         "layouts": results,
         **circumstances(),
     }
-    write_json(Path(OUT.value), document)
-    print(f"Written: {OUT.value}")
+    storage.write_json(options.out, document)
+    print(f"Written: {options.out}")
+
+
+def _options(argv: Sequence[str] | None) -> Any:
+    parser = cli.Parser(__doc__, config=False)
+    every = {"action": "append", "help": "one or more; by default all"}
+    parser.flag("--methods", choices=list(METHODS), **every)
+    parser.flag("--layout", choices=list(LAYOUTS), **every)
+    parser.flag("--rounds", type=cli.count, default=9, help="timed turns")
+    parser.flag("--peer", help="a Python with torch and peft")
+    parser.flag("--out", type=Path, default=Path("runs/step_time.json"), help="result")
+    return parser.read(argv)
 
 
 if __name__ == "__main__":
-    CHOSEN = flags.DEFINE_multi_enum("methods", list(METHODS), METHODS, "Methods.")
-    LAYOUT = flags.DEFINE_multi_enum("layout", list(LAYOUTS), LAYOUTS, "Layouts.")
-    ROUNDS = flags.DEFINE_integer("rounds", 9, "Timed turns.", lower_bound=1)
-    PEER = flags.DEFINE_string("peer", None, "A Python with torch and peft.")
-    OUT = flags.DEFINE_string("out", "runs/step_time.json", "Result file.")
-    app.run(main)
+    sys.exit(main())

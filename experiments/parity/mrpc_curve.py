@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -23,18 +24,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from configs.glue.minilm import get_config
-from experiments.finetune import Run
+from configs.glue.minilm import config as minilm
+from experiments import cli
 from experiments.optimizer import optimizer
-from experiments.records import circumstances, plain, write_json
+from experiments.records import circumstances, plain
+from experiments.run import Run
 from experiments.tasks.glue import model_folder
+from peftjax import storage
 from peftjax.data.pipeline import train_batches
 from peftjax.hub.tensors import write
-from peftjax.storage import replacing
 from peftjax.training.state import create_state
 
 STEPS, AGREEMENT = 50, 1e-3
@@ -46,7 +47,7 @@ Adapters = Mapping[str, Mapping[str, Any]]
 
 def setting(data: str, model: str = "", cache: str = ".cache") -> ConfigDict:
     """Return the settings of the 50 steps."""
-    config = get_config("task=mrpc,method=lora,seed=0")
+    config = minilm(task="mrpc", method="lora", seed=0)
     config.name = "mrpc_curve"
     config.model.settings.classifier_dropout = 0.0
     config.optim = {
@@ -111,7 +112,9 @@ def train_in_torch(
         folder = Path(name)
         pj.hub.save_torch(folder / "start", one.outline.model, one.peft, adapters)
         write(folder / "batches.safetensors", columns)
-        write_json(folder / "settings.json", settings | one.config.optim.to_dict())
+        storage.write_json(
+            folder / "settings.json", settings | one.config.optim.to_dict()
+        )
         script = Path(__file__).with_name("mrpc_torch.py")
         subprocess.run([python, "-I", script, folder], check=True)
         found = json.loads((folder / "curves.json").read_text())
@@ -152,18 +155,27 @@ def draw(document: Mapping[str, Any], file: Path) -> None:
     below.set(xlabel="step", ylabel="|difference|")
     for axes in (above, below):
         axes.grid(alpha=0.3)
-    with replacing(file) as new:
+    with storage.replacing(file) as new:
         figure.savefig(new, format="png", dpi=150)
 
 
-def main(_: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    config = setting(DATA.value, MODEL.value)
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train on both sides and write the curves, as the command line says."""
+    parser = cli.Parser(__doc__, config=False)
+    parser.flag("--data", default="data", help="TFDS's data folder")
+    parser.flag("--model", default="", help="MiniLM's folder; default: the package's")
+    parser.flag("--peer", required=True, help="a Python with torch")
+    parser.flag(
+        "--out", type=Path, default=Path("runs/mrpc_curve.json"), help="result file"
+    )
+    options = parser.read(argv)
+    config = setting(options.data, options.model)
     one = Run(config)
     batches = first_batches(one)
     state = start(one)
     first = adapters_of(one, state)
-    theirs, their_end = train_in_torch(PEER.value, one, first, batches)
+    theirs, their_end = train_in_torch(options.peer, one, first, batches)
     ours, our_end = train(one, state, batches)
     del config.table, config.grid, config.paths
     document = {
@@ -179,8 +191,8 @@ def main(_: list[str]) -> None:
         "data": list(one.data.fingerprints),
         **circumstances(),
     }
-    file = Path(OUT.value)
-    write_json(file, document)
+    file = options.out
+    storage.write_json(file, document)
     draw(document, file.with_suffix(".png"))
     print(
         f"largest difference of the loss {document['largest_difference']['loss']:.1e}"
@@ -189,8 +201,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    DATA = flags.DEFINE_string("data", "data", "TFDS's data folder.")
-    MODEL = flags.DEFINE_string("model", "", "MiniLM's folder; default: the package's.")
-    PEER = flags.DEFINE_string("peer", None, "A Python with torch.", required=True)
-    OUT = flags.DEFINE_string("out", "runs/mrpc_curve.json", "Result file.")
-    app.run(main)
+    sys.exit(main())

@@ -9,12 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.claims import alone
-from experiments.records import write_json
 from experiments.report import caption, formats, latex, plot
 from experiments.report.rows import table
-from experiments.report.runs import PLAN, read
-from experiments.report.runs import DamagedFile as DamagedFile
-from peftjax.storage import replacing
+from experiments.report.runs import read
+from experiments.workdir import PLAN
+from peftjax import storage
 
 
 def write(workdir: Path) -> None:
@@ -43,9 +42,9 @@ def _write(workdir: Path) -> None:
         "table.tex": latex.latex(found, text).encode(),
         "table.png": plot.png(found, text),
     }
-    write_json(workdir / "table.json", formats.document(found, text))
+    storage.write_json(workdir / "table.json", formats.document(found, text))
     for name, content in files.items():
-        with replacing(workdir / name) as new:
+        with storage.replacing(workdir / name) as new:
             new.write_bytes(content)
     formats.show(found, text)
     print(f"Written: {workdir}/{', '.join([*files, 'table.json'])}")

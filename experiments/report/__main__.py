@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from experiments.arguments import UnknownName
-from experiments.report import DamagedFile, write
+from experiments import cli
+from experiments.report import write
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m experiments.report", description=__doc__
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the table of the folder that the command line names."""
+    parser = cli.Parser(__doc__, config=False)
+    parser.add_argument(
+        "DIR", type=cli.folder, help="the --workdir of experiments.table"
     )
-    parser.add_argument("DIR", type=Path, help="the --workdir of experiments.table")
-    try:
-        write(parser.parse_args().DIR)
-    except (DamagedFile, OSError, UnknownName) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    write(parser.read(argv).DIR)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

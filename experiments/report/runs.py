@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PLAN, RESULT = "plan.json", "result.json"
-NAMES = ("task", "method", "seed")
-REMEDY = "delete it and run experiments.table again"
-OF_ALL = (*NAMES, "status", "metric", "note", "hardware", "versions", "date")
-OF_FINISHED = (
-    "scores",
-    "trainable",
-    "trainable_without_head",
-    "share",
-    "adapter_bytes",
+from experiments.workdir import (
+    PLAN,
+    REMEDY,
+    RESULT,
+    DamagedFile,
+    check_keys,
+    document,
+    read_result,
 )
 
-
-class DamagedFile(ValueError):
-    """A file is not what it should be; the message says what to do."""
+NAMES = ("task", "method", "seed")
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,9 @@ class Run:
         """The score of the table, percent; None without a finite one."""
         if self.result.get("status") != "finished":
             return None
-        score = 100 * self.result["scores"][self.result["metric"]]
-        return score if math.isfinite(score) else None
+        score = self.result["scores"][self.result["metric"]]
+        finite = score is not None and math.isfinite(score)
+        return 100 * score if finite else None
 
     @property
     def error(self) -> str | None:
@@ -68,7 +64,8 @@ def read(workdir: Path) -> tuple[dict[str, Any], list[Run]]:
 
     Raises:
         FileNotFoundError: there is no plan.
-        DamagedFile: a file is no JSON, lacks something or is of another run.
+        DamagedFile: a file is no JSON, lacks something or is of another run, or a run
+            is planned twice.
     """
     file = workdir / PLAN
     if not file.is_file():
@@ -78,9 +75,12 @@ def read(workdir: Path) -> tuple[dict[str, Any], list[Run]]:
         )
     plan = document(file, ("name", "table", "runs"), REMEDY)
     for run in plan["runs"]:
-        _check(file, run, ("folder", "selection", *NAMES), REMEDY)
+        check_keys(file, run, ("folder", "selection", *NAMES), REMEDY)
     if not plan["runs"]:
         raise DamagedFile(f"{file}: expected runs, found none; {REMEDY}")
+    places = [(workdir / run["folder"]).resolve() for run in plan["runs"]]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise DamagedFile(f"{file}: {twice[0]} is planned twice; {REMEDY}")
     runs = [_run(workdir, run) for run in plan["runs"]]
     methods = _order(plan["table"].get("all_methods", ()), [run.method for run in runs])
     tasks = _order(plan["table"].get("all_tasks", ()), [run.task for run in runs])
@@ -104,10 +104,7 @@ def _run(workdir: Path, planned: Mapping[str, Any]) -> Run:
     file = place / RESULT
     if not file.exists():
         return Run(**names, settings=settings, result={})
-    result = document(file, OF_ALL, REMEDY)
-    if result["status"] == "finished":
-        _check(file, result, OF_FINISHED, REMEDY)
-        _check(file, result["scores"], (result["metric"],), REMEDY)
+    result = read_result(file)
     for name in NAMES:
         if result[name] != planned[name]:
             raise DamagedFile(
@@ -115,28 +112,3 @@ def _run(workdir: Path, planned: Mapping[str, Any]) -> Run:
                 f"it is of another run; {REMEDY}"
             )
     return Run(**names, settings=settings, result=result)
-
-
-def document(file: Path, keys: tuple[str, ...], remedy: str) -> dict[str, Any]:
-    """Return a JSON file's object, which has these keys.
-
-    Raises:
-        DamagedFile: it is not so; the message ends with the remedy.
-    """
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        size = f"{file.stat().st_size} bytes ({error})"
-        raise DamagedFile(f"{file}: expected JSON, found {size}; {remedy}") from error
-    _check(file, found, keys, remedy)
-    return found
-
-
-def _check(file: Path, found: Any, keys: tuple[str, ...], remedy: str) -> None:
-    if not isinstance(found, dict):
-        raise DamagedFile(f"{file}: expected {keys}, found {found!r}; {remedy}")
-    if missing := [key for key in keys if key not in found]:
-        raise DamagedFile(
-            f"{file}: expected {', '.join(missing)}, found only {', '.join(found)}; "
-            f"{remedy}"
-        )

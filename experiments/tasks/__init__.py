@@ -1,8 +1,9 @@
 """What a run trains on: one file per family of tasks, each with the same functions.
 
 `outline(config)` says all that follows from the configuration alone: model, loss,
-metric, sizes. `base(config, outline)` reads or makes the frozen weights, and
-`data(config, choose)` reads the examples.
+metric, sizes; of your own data, also what checkpoint and classes say. `base(config,
+outline)` reads or makes the frozen weights, and `data(config, choose)` reads the
+examples.
 """
 
 from __future__ import annotations
@@ -10,9 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.arguments import known
-from experiments.tasks import digits, glue, images
+from experiments.tasks import digits, glue, images, own_images, own_text
 
-FAMILIES: dict[str, Any] = {"digits": digits, "glue": glue, "images": images}
+FAMILIES: dict[str, Any] = {
+    "digits": digits,
+    "glue": glue,
+    "images": images,
+    "own_images": own_images,
+    "own_text": own_text,
+}
 
 
 def family(config: Any) -> Any:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments import pretrain
+from experiments.tasks.from_scratch import pretrained
 from experiments.tasks.task import Data, Outline, with_new_head
 from peftjax.data import digits
 from peftjax.models.vit import ViT
@@ -38,7 +38,7 @@ def base(config: ConfigDict, outline: Outline) -> Any:
         return _splits(config.pretrain)[:2]
 
     model, example = outline.model, outline.example
-    trained = pretrain.pretrained(config, model, example, read, loss, outputs)
+    trained = pretrained(config, model, example, read, loss, outputs)
     return with_new_head(trained)
 
 

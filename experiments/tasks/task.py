@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peftjax.models.files import CheckpointError
+
 Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+
+
+class UnreadableData(ValueError):
+    """The examples of a task cannot be used; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,19 @@ class Data:
         """Tokens of each training example; None where all are of one size."""
         column = self.train.get("input_ids")
         return None if column is None else column.lengths
+
+
+def checkpoint(config: Any) -> str:
+    """Return `paths.model`.
+
+    Raises:
+        CheckpointError: it is empty.
+    """
+    if not config.paths.model:
+        raise CheckpointError(
+            f"{config.name}: no weights; give --config.paths.model=FOLDER"
+        )
+    return str(config.paths.model)
 
 
 def with_new_head(variables: Any, name: str = "head") -> Any:

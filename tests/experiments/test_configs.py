@@ -13,11 +13,12 @@ import pytest
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments import finetune, tasks
+from experiments import tasks
 from experiments.arguments import UnknownName
 from experiments.hparams import line
 from experiments.optimizer import optimizer, schedule
 from experiments.published import FOLDER, Numbers
+from experiments.run import Run
 from peftjax.data import vtab
 from peftjax.hub import files
 from peftjax.hub.tensors import AdapterFileError
@@ -281,9 +282,9 @@ def test_a_run_starts_from_the_adapter_of_another_task(tmp_path):
 
     one = started(tiny(ROBERTA, "task=mrpc,method=hydra"))
     with pytest.raises(FileNotFoundError, match=r"--config.paths.start.*start=fresh"):
-        finetune.Run.state(one)
+        Run.state(one)
     one.config.paths.start = str(tmp_path / "adapter")
-    state = finetune.Run.state(one)
+    state = Run.state(one)
     found = one.peft.combine(state.trainable, state.frozen)
     heads = {path for path in found if path.startswith("classifier/")}
     assert heads and heads < set(found)
@@ -296,4 +297,4 @@ def test_a_run_starts_from_the_adapter_of_another_task(tmp_path):
     one.config = ConfigDict(one.config)
     one.config.rules = (*one.config.rules[:-1], (r"classifier/out_proj/.*", pj.Full()))
     with pytest.raises(AdapterFileError):
-        finetune.Run.state(one)
+        Run.state(one)

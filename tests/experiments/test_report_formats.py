@@ -4,7 +4,6 @@ import csv
 import errno
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -165,6 +164,20 @@ RESULT = "cola/lora-a1b2c3d4e5/seed0/result.json"
             r"result\.json: expected task, method",
         ),
         (
+            lambda x: (x / RESULT).write_text("[" * 100_000),
+            r"seed0/result\.json: expected JSON",
+        ),
+        (
+            lambda x: (x / RESULT).write_text(
+                json.dumps(result("cola", "lora", 0, 0.5, status="done"))
+            ),
+            r"seed0/result\.json: .*status finished or failed, found 'done'",
+        ),
+        (
+            bad(lambda x: x["runs"].append({**x["runs"][0]})),
+            r"plan\.json: .*seed0 is planned twice",
+        ),
+        (
             lambda x: (x / RESULT).write_text(
                 json.dumps(result("cola", "lora", 1, 0.5))
             ),
@@ -185,18 +198,17 @@ RESULT = "cola/lora-a1b2c3d4e5/seed0/result.json"
         (
             bad(
                 lambda x: x["table"].update(
-                    published={**GLUE, "methods": {"a": "LoRA"}}
+                    published={**GLUE, "methods": {"a": "LoRA r8"}}
                 )
             ),
-            r"unknown method of glue_hra\.csv.*'LoRA': did you mean .*LoRA r=8",
+            r"unknown method of glue_hra\.csv.*'LoRA r8': did you mean LoRA r=8\?",
         ),
     ],
 )
-def test_what_is_wrong_is_one_line_with_its_path(tmp_path, monkeypatch, spoil, told):
+def test_what_is_wrong_is_one_line_with_its_path(tmp_path, spoil, told):
     spoil(fill(tmp_path, ALL))
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
-        main()
+        main([str(tmp_path)])
     message = caught.value.code
     assert isinstance(message, str) and len(message.splitlines()) == 1
     assert re.search(told, message), message

@@ -1,6 +1,5 @@
 """Several processes fill one table; what goes wrong in a run stays in its cell."""
 
-import errno
 import json
 import os
 import re
@@ -15,8 +14,8 @@ import pytest
 from configs.quickstart import get_config
 from experiments import finetune, table
 from experiments.claims import LOCK, claim
-from experiments.records import write_json
-from peftjax.hub import tensors
+from experiments.table.__main__ import main
+from experiments.workdir import RunFolder
 from peftjax.training.loop import NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,16 +123,18 @@ def test_a_run_that_diverges_is_marked_and_the_others_go_on(
     configs, tmp_path, monkeypatch, capsys
 ):
     class Run:
-        def __init__(self, config):
+        def __init__(self, config, cache):
             self.config = config
             self.outline = type("", (), {"metric": "accuracy", "note": ""})
             self.data = type("", (), {"fingerprints": ()})
 
-    def trained(run, workdir, resume):
-        (workdir / "checkpoints").mkdir()
+    def trained(run, folder: RunFolder, resume, stop):
+        folder.own("checkpoints")
+        (folder.path / "checkpoints").mkdir()
         if run.config.method == "lora":
             raise NonFiniteLoss("step 7: loss nan")
-        return {"scores": {"accuracy": 0.5}}
+        sizes = dict.fromkeys(("trainable", "trainable_without_head", "share"), 1)
+        return {"scores": {"accuracy": 0.5}, "adapter_bytes": 1, **sizes}
 
     monkeypatch.setattr(finetune, "Run", Run)
     monkeypatch.setattr(finetune, "_trained", trained)
@@ -149,23 +150,7 @@ def test_a_run_that_diverges_is_marked_and_the_others_go_on(
     assert "FAILED" not in capsys.readouterr().out
 
 
-def test_a_full_disk_leaves_no_half_result(tmp_path, monkeypatch):
-    file = tmp_path / "result.json"
-    write_json(file, {"scores": 1})
-    before = file.read_text()
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", str(file))
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_json(file, {"scores": 2})
-    monkeypatch.undo()
-    monkeypatch.setattr(tensors.os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_json(file, {"scores": 2})
-    assert file.read_text() == before and list(tmp_path.iterdir()) == [file]
-    monkeypatch.undo()
+def test_a_full_disk_leaves_no_half_weights(tmp_path):
     script = (
         "import resource, sys, numpy as np\n"
         "from peftjax.hub.tensors import save_tree\n"
@@ -175,7 +160,7 @@ def test_a_full_disk_leaves_no_half_result(tmp_path, monkeypatch):
     )
     command = [sys.executable, "-c", script, str(tmp_path / "x.safetensors")]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert "x.safetensors" in told.stdout and list(tmp_path.iterdir()) == [file]
+    assert "x.safetensors" in told.stdout and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -183,11 +168,13 @@ def test_a_full_disk_leaves_no_half_result(tmp_path, monkeypatch):
     [
         (("--methods", "lora,hrra"), "did you mean hra"),
         (("--tasks", "digts"), "did you mean digits"),
+        (("--seeds", "0"), "expected a whole number above 0"),
+        (("--workdir", ""), "expected a folder, found an empty text"),
     ],
 )
 def test_unknown_names_end_in_one_line(tmp_path, options, named):
-    command = [sys.executable, "-m", "experiments.table", *options]
-    command += ["--config", "configs/quickstart.py", "--workdir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and not list(tmp_path.iterdir())
-    assert named in done.stderr and "Traceback" not in done.stderr
+    workdir = ["--workdir", str(tmp_path / "x")]
+    with pytest.raises(SystemExit, match=named) as caught:
+        main(["--config", "configs/quickstart.py", *workdir, *options])
+    assert len(str(caught.value.code).splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,6 @@ convolution of the patches too, which is slow on a CPU and which no adapter need
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -20,7 +19,6 @@ import jax
 from peftjax.training.losses import cross_entropy
 
 
-@functools.cache
 def bound(model: nn.Module) -> Any:
     """Return the jitted `f(variables, images, labels)`: loss and input gradient."""
 
@@ -35,9 +33,8 @@ def bound(model: nn.Module) -> Any:
     return jax.jit(run)
 
 
-@functools.cache
 def forward(model: nn.Module) -> Any:
-    """Return the jitted `f(variables, images)`; equal models share one program."""
+    """Return the jitted `f(variables, images)`."""
     return jax.jit(model.apply)
 
 

@@ -1,0 +1,144 @@
+"""What configurations share, so that each states only what differs.
+
+A configuration is a function with keyword choices, `config(task=..., method=...,
+seed=0)`, that returns what `run` makes of them; `get_config = door(config)` is what
+`--config FILE:task=...,method=...` asks. `own_images` and `own_text` are whole
+configurations for data of your own (`configs/examples`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import peftjax as pj
+from experiments.arguments import door as door
+from experiments.arguments import known
+from peftjax import presets
+
+SEEDS = (0, 1, 2)
+PATHS = {"cache": ".cache", "data": "data", "model": ""}
+EVERY = ("query", "key", "value", "output", "up", "down")
+
+# Method and learning rate: where to start from; `experiments.sweep` chooses better.
+METHODS: dict[str, tuple[Any, float]] = {
+    "full": ("full", 3e-5),
+    "linear": ("linear", 1e-3),
+    "bitfit": ("bitfit", 1e-3),
+    "lora": (pj.LoRA(rank=8, alpha=16.0), 5e-4),
+    "dora": (pj.DoRA(rank=8, alpha=16.0), 5e-4),
+    "hydra": (pj.Hydra(rank=8), 1e-3),
+    "hydralora": (pj.HydraLoRA(rank=8, alpha=16.0), 5e-4),
+    "glora": (pj.GLoRA(rank=8), 5e-4),
+    "hra": (pj.HRA(rank=8), 3e-3),
+    "oft": (pj.OFT(block=8), 1e-3),
+    "ssf": (pj.SSF(), 1e-3),
+    "ia3": (pj.IA3(), 3e-3),
+}
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+
+def run(
+    *,
+    tasks: Iterable[str],
+    methods: Iterable[str],
+    paths: Mapping[str, Any] | None = None,
+    table: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> ConfigDict:
+    """Return the configuration of one run.
+
+    Args:
+        tasks: of the table, in the order of its columns.
+        methods: of the table, in the order of its rows.
+        paths: beside or instead of `PATHS`.
+        table: what else `table` holds.
+        **settings: all others; `selection` is `"last"` unless given.
+    """
+    tasks, methods = tuple(tasks), tuple(methods)
+    return ConfigDict(
+        {
+            "selection": "last",
+            **settings,
+            "paths": {**PATHS, **(paths or {})},
+            "table": {
+                "methods": methods,
+                "all_methods": methods,
+                "tasks": tasks,
+                "all_tasks": tasks,
+                "seeds": SEEDS,
+                **(table or {}),
+            },
+        }
+    )
+
+
+def own_images(task: str, method: str, seed: int, model: str, **given: Any) -> Any:
+    """Return the configuration of your own images on a ViT.
+
+    Args:
+        task: the folder `<class>/<image>` under `paths.data`, or the npz file there.
+        method: one of `METHODS`.
+        seed: of the run; the split has its own, `data.split_seed`.
+        model: the checkpoint, as `pj.models.load` takes it.
+        **given: other settings, `optim={"lr": 1e-3}` for one; see below.
+    """
+    settings = {
+        "name": "own_images",
+        "data": {"normalisation": "imagenet", "split_seed": 0},
+        "train": {"epochs": 20, "batch": 32, "eval_batch": 64, "eval_epochs": 5},
+        "optim": {"schedule": "cosine", "weight_decay": 1e-4, "warmup": 0.1},
+    }
+    return _own("images", "vit", task, method, seed, model, settings, given)
+
+
+def own_text(task: str, method: str, seed: int, model: str, **given: Any) -> Any:
+    """Return the configuration of your own labelled texts on an encoder.
+
+    Args:
+        task: the table under `paths.data`, without `.csv`, `.tsv`, `.jsonl` or
+            `.parquet`.
+        method: one of `METHODS`.
+        seed: of the run; the split has its own, `data.split_seed`.
+        model: the checkpoint's folder, with its tokenizer.
+        **given: other settings; `data={"text": ("question", "answer"), "label": "is"}`
+            names the columns.
+    """
+    settings = {
+        "name": "own_text",
+        "data": {
+            "text": "text",
+            "label": "label",
+            "max_length": 128,
+            "buckets": (16, 32, 64, 128),
+            "split_seed": 0,
+        },
+        "train": {"epochs": 5, "batch": 32, "eval_batch": 64, "eval_epochs": 1},
+        "optim": {
+            "schedule": "linear",
+            "weight_decay": 0.01,
+            "warmup": 0.06,
+            "clip": 1.0,
+        },
+    }
+    return _own("text", "bert", task, method, seed, model, settings, given)
+
+
+def _own(kind, family, task, method, seed, model, settings, given) -> ConfigDict:
+    adapter, lr = METHODS[known(method, METHODS, "method")]
+    settings["optim"]["lr"] = lr
+    merged = {
+        "family": f"own_{kind}",
+        **{"task": task, "method": method, "seed": seed},
+        "rules": tuple(presets.rules(family, adapter).items()),
+        "model": {},
+        "grid": GRID,
+        "paths": {"model": model},
+        **settings,
+    }
+    for key, value in given.items():
+        group = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = {**merged[key], **value} if group else value
+    return run(**{"tasks": (task,), "methods": METHODS, **merged})

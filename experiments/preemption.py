@@ -1,0 +1,45 @@
+"""SIGTERM and Ctrl-C: training ends after the present step, to be resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+RESUME_ME = getattr(os, "EX_TEMPFAIL", 75)  # exit status, as sysexits.h has it
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(Exception):
+    """Work was stopped where it can be resumed."""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether to stop; a second signal ends the process.
+
+    Outside the main thread, where no handler can be set, it never says so.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+
+    def restore() -> None:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    def ask(number: int, _: object) -> None:
+        asked.set()
+        restore()
+        print(f"{signal.Signals(number).name}: stopping after this step", flush=True)
+
+    try:
+        for one in SIGNALS:
+            signal.signal(one, ask)
+        yield asked.is_set
+    finally:
+        restore()

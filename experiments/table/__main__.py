@@ -1,0 +1,77 @@
+"""Fine-tune every method on every task with every seed, and write the table.
+
+`python -m experiments.table --config configs/quickstart.py`
+`python -m experiments.table --config configs/glue/minilm.py --tasks mrpc --seeds 3`
+
+Finished runs are skipped, interrupted ones continued; `--force` repeats all. Any number
+of processes may share one `--workdir`: each run is done by one of them, and the run of
+a process that died is continued by another. Each run has a folder
+`WORKDIR/TASK/METHOD-SETTINGS/seedN`, where SETTINGS is a hash: a changed configuration
+starts runs of its own. `--dry-run` builds everything but reads no weights and no data,
+and compares the trainable parameters with the published counts. SIGTERM and Ctrl-C save
+a checkpoint after the present step, and the exit status is then 75: resume me.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments import cli, outlook, report, table
+from experiments.arguments import known
+from experiments.preemption import stop_on_signals
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fill a table and write it, as the command line says."""
+    start, options = time.perf_counter(), _parser().read(argv)
+    config = options.config.config()
+    configs = _runs(config, options)
+    if options.dry_run:
+        outlook.show(configs, options.workdir)
+        return
+    workdir = options.workdir or Path(f"runs/{config.name}")
+    cli.keep_programs(config.paths.cache)
+    table.plan(config, workdir, configs, options.config.variant())
+    with stop_on_signals() as stop:
+        table.fill(workdir, configs, force=options.force, stop=stop)
+    report.write(workdir)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(__doc__)
+    parser.flag("--workdir", type=cli.folder, help="folder; by default runs/NAME")
+    parser.flag(
+        "--methods", type=cli.names, help="a,b,...; by default the configuration's"
+    )
+    parser.flag(
+        "--tasks", type=cli.names, help="a,b,...; by default the configuration's"
+    )
+    parser.flag("--seeds", type=cli.count, help="how many, from 0")
+    parser.flag("--force", action="store_true", help="repeat finished runs")
+    parser.flag("--dry-run", action="store_true", help="build all, train nothing")
+    return parser
+
+
+def _runs(config: ConfigDict, options: argparse.Namespace) -> list[ConfigDict]:
+    """Return the configuration of each run."""
+    methods = options.methods or config.table.methods
+    tasks = options.tasks or config.table.tasks
+    for method in methods:
+        known(method, config.table.all_methods, "method")
+    for task in tasks:
+        known(task, config.table.all_tasks, "task")
+    seeds = range(options.seeds) if options.seeds else config.table.seeds
+    runs = [(m, t, s) for m in methods for t in tasks for s in seeds]
+    return [options.config.config(method=m, task=t, seed=s) for m, t, s in runs]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Do every run of a table that nobody has done or is doing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments import finetune
+from experiments.preemption import Preempted
+from experiments.run import ProgramCache
+from experiments.table.plan import folder
+from experiments.workdir import RESULT, Busy, claimed
+
+POLL_SECONDS = 5.0
+
+
+def fill(
+    workdir: Path,
+    configs: Sequence[ConfigDict],
+    *,
+    force: bool = False,
+    cache: ProgramCache | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> None:
+    """Do all runs, beside other processes; return when all are done.
+
+    Args:
+        workdir: of the table.
+        configs: of the runs.
+        force: delete them all first.
+        cache: of their programs.
+        stop: as `finetune.run` takes it; asked between runs too.
+    """
+    left, cache = list(configs), cache or ProgramCache()
+    if force:
+        with ExitStack() as claims:
+            places = [folder(workdir, config) for config in configs]
+            for one in [claims.enter_context(claimed(place)) for place in places]:
+                one.clear()
+    while left:
+        busy = [one for one in left if not _done(workdir, one, cache, stop)]
+        if len(busy) == len(left):
+            time.sleep(POLL_SECONDS)
+        left = busy
+
+
+def _done(
+    workdir: Path,
+    config: ConfigDict,
+    cache: ProgramCache,
+    stop: Callable[[], bool] | None,
+) -> bool:
+    """Do the run unless it is done; return False where another process is at it."""
+    if stop is not None and stop():
+        raise Preempted(f"{workdir}: stopped between runs")
+    place = folder(workdir, config)
+    name = f"{config.task}, {config.method}, seed {config.seed}"
+    try:
+        with claimed(place) as claim:
+            before = (place / RESULT).exists()
+            result = finetune.work(config, claim, resume=True, cache=cache, stop=stop)
+    except Busy:
+        return False
+    if before:
+        print(f"{name}: finished before", flush=True)
+    elif result["status"] == "failed":
+        print(f"{name}: FAILED: {result['error']}", flush=True)
+    else:
+        score = result["scores"][result["metric"]]
+        seconds = result.get("seconds")
+        time_taken = f" ({seconds:.1f} s)" if seconds else ""
+        shown = "not finite" if score is None else f"{score:.4f}"
+        print(f"{name}: {result['metric']} {shown}{time_taken}", flush=True)
+    return True

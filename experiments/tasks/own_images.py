@@ -1,0 +1,92 @@
+"""Your own images, `<class>/<image>` or an npz file, by a pretrained ViT.
+
+`paths.data` holds them under the name of the task, `paths.model` is the checkpoint.
+They are split by `data.split_seed` into training, validation and test examples, eight,
+one and one in ten of each class.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+import peftjax as pj
+from experiments.tasks.images import IN_MEMORY, loss_of, outputs_of, score
+from experiments.tasks.task import (
+    Data,
+    Outline,
+    UnreadableData,
+    checkpoint,
+    with_new_head,
+)
+from peftjax.data import folder
+
+OPTIONS = ("image_size", "drop_path", "fused_qkv")
+
+
+def outline(config: ConfigDict) -> Outline:
+    """Return what follows from the configuration, the checkpoint and the classes."""
+    model, _ = _loaded(config)
+    norm, size = config.data.normalisation, model.image_size
+    labels = _opened(config, size).labels
+    return Outline(
+        model=model,
+        example=(jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),),
+        loss=loss_of(norm),
+        outputs=outputs_of(norm),
+        score=score,
+        metric="accuracy",
+        examples=round(0.8 * len(labels)),
+        note="test split",
+    )
+
+
+def base(config: ConfigDict, outline: Outline) -> Any:
+    """Return the pretrained weights with a head of zeros."""
+    return with_new_head(_loaded(config)[1])
+
+
+def data(config: ConfigDict, choose: bool) -> Data:
+    size = _loaded(config)[0].image_size
+    splits, _ = folder.load(_place(config), size=size, seed=config.data.split_seed)
+    arrays, prints = {}, []
+    for name, split in splits.items():
+        if name == "test" and choose:
+            continue
+        in_memory = math.prod(split.images.shape) <= IN_MEMORY
+        arrays[name] = split.arrays(in_memory)
+        prints.append(split.describe())
+    test = arrays.get("test")
+    return Data(arrays["train"], test, arrays["validation"], tuple(prints))
+
+
+def _place(config: ConfigDict) -> Path:
+    """Return the folder of the task, or its npz file."""
+    place = Path(config.paths.data) / config.task
+    file = place.with_name(f"{place.name}.npz")
+    return file if file.is_file() and not place.is_dir() else place
+
+
+def _opened(config: ConfigDict, size: int) -> folder.Pictures:
+    try:
+        return folder.read(_place(config), size)
+    except ValueError as error:
+        raise UnreadableData(f"{config.name}: {error}") from error
+
+
+def _loaded(config: ConfigDict) -> Any:
+    options = config.get("model") or {}
+    classes = len(_opened(config, 1).classes)
+    given = tuple((key, options[key]) for key in OPTIONS if key in options)
+    return _load(checkpoint(config), classes, given)
+
+
+@functools.lru_cache(maxsize=1)  # outline, data and base of one run
+def _load(path: str, classes: int, options: tuple[tuple[str, Any], ...]) -> Any:
+    return pj.models.load(path, head=classes, **dict(options))

@@ -1,0 +1,258 @@
+"""The files of a run, and who owns them.
+
+A folder is a run's only if its `settings.json` says so. It is written first, and names
+the run's settings and every file that the run has made or is about to. Nothing else is
+ever replaced or deleted: where a file of another owner is in the way, the run refuses.
+One process at a time works in a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from experiments.claims import claim
+from experiments.records import NAMES, identity
+from peftjax import storage
+
+PLAN, SETTINGS, RESULT = "plan.json", "settings.json", "result.json"
+METRICS, CHECKPOINTS, MERGED = "metrics.jsonl", "checkpoints", "merged.safetensors"
+ADAPTER, BEST = "adapter", "best"
+# All that a run ever writes.
+FILES = (
+    RESULT,
+    *(f"{name}.{kind}" for name in (ADAPTER, BEST) for kind in ("json", "safetensors")),
+    MERGED,
+    METRICS,
+    CHECKPOINTS,
+    SETTINGS,
+)
+KIND = "run of peftjax"
+REMEDY = "delete it and run experiments.table again"
+OF_ALL = ("status", "metric", "note", "hardware", "versions", "date")
+OF_FINISHED = (
+    "scores",
+    "trainable",
+    "trainable_without_head",
+    "share",
+    "adapter_bytes",
+)
+
+
+class DamagedFile(ValueError):
+    """A file is not what it should be; the message says what to do."""
+
+
+class ForeignFile(FileExistsError):
+    """A file is in the way that is not the run's."""
+
+
+class Busy(OSError):
+    """Another process is at the run."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Raises:
+        ForeignFile: its `settings.json` is not a run's, or a file that runs write is
+            there and not this one's.
+        DamagedFile: `settings.json` is.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.settings: dict[str, Any] | None = None
+        self.files: set[str] = set()
+        if (path / SETTINGS).exists():
+            self.settings, self.files = _manifest(path / SETTINGS)
+        self._refuse(FILES)
+
+    def held(self, config: Any, resume: bool) -> dict[str, Any] | None:
+        """Return the result of a run that is finished here; write nothing.
+
+        Raises:
+            FileExistsError: the folder holds a run and `resume` is off, or one of other
+                settings.
+            DamagedFile: the result is not a whole one of this run.
+        """
+        own = _settings(config)
+        held = (self.path / RESULT).exists() or (self.path / CHECKPOINTS).exists()
+        if held and not resume:
+            raise FileExistsError(
+                f"{self.path}: holds a run; --resume, or --force deletes it"
+            )
+        if held:
+            self._compare(own)
+        if not (self.path / RESULT).exists():
+            return None
+        found = read_result(self.path / RESULT, own)
+        self.drop(CHECKPOINTS)  # of a process that died before it could
+        return found
+
+    def begin(self, config: Any) -> None:
+        """Make the folder a run's: write its settings."""
+        self.settings = _settings(config)
+        self.own(SETTINGS)
+
+    def own(self, *names: str) -> None:
+        """Note that files are the run's, before they are written.
+
+        Raises:
+            ForeignFile: one is there already and is not.
+        """
+        self._refuse(names)
+        if not self.files.issuperset(names) or SETTINGS in names:
+            self.files |= set(names)
+            self._note()
+
+    def drop(self, *names: str) -> None:
+        """Delete files, those of them that are the run's."""
+        dropped = [name for name in names if name in self.files]
+        for name in dropped:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.files -= set(dropped)
+        if dropped and SETTINGS not in dropped:
+            self._note()
+
+    def clear(self) -> None:
+        """Delete what the run left, and nothing else."""
+        # The result first: a run that has one is finished. The settings last: without
+        # them nothing is the run's.
+        for name in FILES:
+            self.drop(name)
+
+    def _note(self) -> None:
+        facts = {"settings": self.settings, "files": sorted(self.files)}
+        storage.write_json(self.path / SETTINGS, {"kind": KIND, **facts})
+
+    def _refuse(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            path = self.path / name
+            if name not in self.files and (path.exists() or path.is_symlink()):
+                raise ForeignFile(
+                    f"{path}: not a file of a run of this folder, and a run would "
+                    "replace it: move it, or choose another --workdir"
+                )
+
+    def _compare(self, own: Mapping[str, Any]) -> None:
+        lines = differences(own, self.settings or {})
+        if lines:
+            raise FileExistsError(
+                f"{self.path / SETTINGS}: the folder's run is of other settings; give "
+                "those, another --workdir, or --force, which deletes it\n  "
+                + "\n  ".join(lines)
+            )
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[RunFolder]:
+    """Yield a run's folder that is ours alone until the end of the block.
+
+    Raises:
+        Busy: another process is at it.
+        ForeignFile, DamagedFile: as `RunFolder`; then nothing is left in the folder.
+    """
+    RunFolder(path)  # a lock file is no guest in a folder of something else
+    with claim(path) as ours:
+        if not ours:
+            raise Busy(f"{path}: another process is at this run")
+        yield RunFolder(path)
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Return a line per setting that differs."""
+    return [
+        f"{key}: expected {expected.get(key)!r}, found {found.get(key)!r}"
+        for key in sorted({**expected, **found})
+        if expected.get(key) != found.get(key)
+    ]
+
+
+def read_result(file: Path, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a whole result of known status.
+
+    Args:
+        file: the result.
+        own: the `identity` of the run that it has to be of.
+
+    Raises:
+        DamagedFile: it lacks something, or is of another run.
+    """
+    found = document(file, (*NAMES[1:], *OF_ALL), REMEDY)
+    match found["status"]:
+        case "finished":
+            check_keys(file, found, OF_FINISHED, REMEDY)
+            check_keys(file, found["scores"], (str(found["metric"]),), REMEDY)
+        case "failed":
+            check_keys(file, found, ("error",), REMEDY)
+        case other:
+            raise DamagedFile(
+                f"{file}: expected the status finished or failed, found {other!r}; "
+                f"{REMEDY}"
+            )
+    if own is not None:
+        check_keys(file, found, ("config",), REMEDY)
+        check_keys(file, found["config"], (*NAMES, "paths"), REMEDY)
+        check_keys(file, found["config"]["paths"], (), REMEDY)
+        if lines := differences(own, identity(found["config"])):
+            raise DamagedFile(f"{file}: of another run: {lines[0]}; {REMEDY}")
+    return found
+
+
+def document(file: Path, keys: tuple[str, ...], remedy: str) -> dict[str, Any]:
+    """Return a JSON file's object, which has these keys.
+
+    Raises:
+        DamagedFile: it is not so; the message ends with the remedy.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        size = f"{file.stat().st_size} bytes ({error})"
+        raise DamagedFile(f"{file}: expected JSON, found {size}; {remedy}") from error
+    check_keys(file, found, keys, remedy)
+    return found
+
+
+def finite(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Return scores as JSON has them: None for one that is not finite."""
+    return {key: x if math.isfinite(x) else None for key, x in scores.items()}
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Return the identity of a run as `settings.json` has it."""
+    return json.loads(json.dumps(identity(config)))
+
+
+def _manifest(file: Path) -> tuple[dict[str, Any], set[str]]:
+    remedy = "choose another --workdir"
+    found = document(file, (), remedy)
+    if found.get("kind") != KIND:
+        raise ForeignFile(f"{file}: not the settings of a run; {remedy}")
+    check_keys(file, found, ("settings", "files"), remedy)
+    settings, files = found["settings"], found["files"]
+    names = isinstance(files, list) and all(name in FILES for name in files)
+    if not names or not isinstance(settings, dict):
+        raise DamagedFile(f"{file}: expected settings and files of a run; {remedy}")
+    return settings, {*files, SETTINGS}
+
+
+def check_keys(file: Path, found: Any, keys: tuple[str, ...], remedy: str) -> None:
+    """Raise DamagedFile unless a file holds an object with these keys."""
+    if not isinstance(found, dict):
+        raise DamagedFile(f"{file}: expected {keys}, found {found!r:.80}; {remedy}")
+    if missing := [key for key in keys if key not in found]:
+        raise DamagedFile(
+            f"{file}: expected {', '.join(missing)}, found only {', '.join(found)}; "
+            f"{remedy}"
+        )

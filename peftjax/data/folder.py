@@ -1,0 +1,185 @@
+"""Your own images: a folder `<class>/<image>`, or an npz file of arrays.
+
+    photos/cat/1.jpg photos/cat/2.png photos/dog/1.jpg ...
+    photos.npz: images [N, H, W, 1 or 3] uint8, labels [N], perhaps class_names
+
+They are split by a seed (`peftjax.data.splits`); classes are in alphabetical order.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from peftjax.data import source
+from peftjax.data.images import Encoded, Images, Split, read_files
+from peftjax.data.splits import by_seed
+
+SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+_SHOWN = 3
+
+
+class FolderError(ValueError):
+    """A folder or a file of images cannot be used."""
+
+
+class Pictures(NamedTuple):
+    """All images of a data set.
+
+    Attributes:
+        images: `[N, size, size, 3]`, uint8, read when indexed.
+        labels: `[N]`, int32.
+        classes: names, in the order of the labels.
+    """
+
+    images: Images
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+
+def read(path: str | os.PathLike[str], size: int) -> Pictures:
+    """Open a folder `<class>/<image>` or an npz file.
+
+    Files that are no images by their names are left out, with a warning.
+
+    Args:
+        path: the folder, or the file.
+        size: height and width that images are resized to.
+
+    Raises:
+        MissingData: there is neither.
+        FolderError: no class or only one, a class without images, or arrays that are
+            no images and labels.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path, size)
+    if path.is_file():
+        return _arrays(path, size)
+    raise source.MissingData(
+        f"{path}: no such folder or file; expected {path}/<class>/<image>, or an npz "
+        "file of images and labels"
+    )
+
+
+def load(
+    path: str | os.PathLike[str], *, size: int, seed: int = 0
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Return the splits of a folder or an npz file by name, and the classes.
+
+    Args:
+        path: as in `read`.
+        size: as in `read`.
+        seed: of the split.
+
+    Raises:
+        As `read`; FolderError too where there are too few images to split.
+    """
+    found, name = read(path, size), Path(path).name
+    try:
+        parts = by_seed(found.labels, found.classes, seed)
+    except ValueError as error:
+        raise FolderError(f"{path}: {error}") from error
+    return {
+        split: Split(
+            name,
+            split,
+            _taken(found.images, rows),
+            found.labels[rows],
+            len(found.classes),
+        )
+        for split, rows in parts.items()
+    }, found.classes
+
+
+def _taken(images: Images, rows: np.ndarray) -> Images:
+    def read(taken: Sequence[int]) -> list[Encoded]:
+        return images.read([int(rows[row]) for row in taken])
+
+    return Images(read, len(rows), images.size, images.scale)
+
+
+def _folder(root: Path, size: int) -> Pictures:
+    folders = [path for path in _visible(root) if path.is_dir()]
+    stray = [path for path in _visible(root) if not path.is_dir()]
+    files: list[tuple[Path, int]] = []
+    for label, kind in enumerate(folders):
+        inside = _visible(kind)
+        own = [x for x in inside if x.is_file() and x.suffix.lower() in SUFFIXES]
+        stray += [path for path in inside if path not in set(own)]
+        if not own:
+            deeper = any(path.is_dir() for path in inside)
+            hint = "; of <split>/<class> folders give one" if deeper else ""
+            raise FolderError(f"{kind}: expected images of one class, found none{hint}")
+        files += [(path, label) for path in own]
+    classes = tuple(kind.name for kind in folders)
+    _several(root, classes)
+    if stray:
+        names = ", ".join(str(path.relative_to(root)) for path in stray[:_SHOWN])
+        more = f" and {len(stray) - _SHOWN} more" if len(stray) > _SHOWN else ""
+        warnings.warn(f"{root}: left out, no images: {names}{more}", stacklevel=4)
+    labels, images = read_files(str(root), files, len(classes), size)
+    return Pictures(images, labels, classes)
+
+
+def _arrays(path: Path, size: int) -> Pictures:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            content = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise FolderError(
+            f"{path}: not a whole npz file of arrays ({error})"
+        ) from error
+    if missing := {"images", "labels"} - content.keys():
+        raise FolderError(
+            f"{path}: expected arrays images and labels, {sorted(missing)} not found; "
+            f"found {sorted(content)}"
+        )
+    pixels, labels = content["images"], content["labels"]
+    image = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] in (1, 3)
+    if not image or labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
+        raise FolderError(
+            f"{path}: expected images uint8 [N, H, W, 1 or 3] and N integers as "
+            f"labels, found {pixels.dtype} {list(pixels.shape)} and {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
+    names = content.get("class_names", range(int(labels.max(initial=-1)) + 1))
+    classes = tuple(str(name) for name in names)
+    _several(path, classes)
+    source.check_labels(f"{path}, labels", labels, 0, len(classes) - 1)
+
+    def read(rows: Sequence[int]) -> list[Encoded]:
+        return [(_png(pixels[row]), f"{path}, image {row}") for row in rows]
+
+    return Pictures(Images(read, len(labels), size), labels.astype(np.int32), classes)
+
+
+def _several(path: Path, classes: tuple[str, ...]) -> None:
+    if len(classes) < 2:
+        found = f"only {classes[0]!r}" if classes else "no images"
+        raise FolderError(
+            f"{path}: expected {path}/<class>/<image> of two classes or more, found "
+            f"{found}"
+        )
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    grey = pixels.shape[2] == 1
+    Image.fromarray(pixels[:, :, 0] if grey else pixels).save(
+        stream, "PNG", compress_level=1
+    )
+    return stream.getvalue()
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
