@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 
 import peftjax as pj
-from peftjax.core.nnx import from_nnx
 from peftjax.data.pipeline import eval_batches, train_batches
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.checkpoint import CheckpointError
@@ -182,7 +181,7 @@ class NnxNet(nnx.Module):
 
 
 def test_nnx_modules():
-    apply_fn, variables = from_nnx(NnxNet(nnx.Rngs(0)))
+    apply_fn, variables = pj.from_nnx(NnxNet(nnx.Rngs(0)))
     x = jnp.zeros((2, 6))
     rules = {"fc/kernel": pj.LoRA(2, alpha=3.0), "norm/.*": pj.Full()}
     peft = pj.adapt(apply_fn, variables, x, rules=rules)
