@@ -1,16 +1,19 @@
-"""The checkpoints of the model tests, and how far two float32 results may be apart."""
+"""The checkpoints of the model tests, edited, and how far results may be apart."""
 
+import json
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from peftjax.models import load
 
 DATA = Path(__file__).parents[1] / "files"
 MODELS = DATA / "models"
 PEFT = DATA / "peft_checkpoints"
+BERT = MODELS / "bert"
 EPS = float(np.finfo(np.float32).eps)
 # Sequential products of the deepest model here, each rounding like a sum of its length.
 STEPS = 64
@@ -31,6 +34,19 @@ def same_tree(first, second):
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second)):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def edit_config(path, **changes):
+    """Change entries of a checkpoint's `config.json`."""
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def edit_tensors(path, change):
+    """Let a function change a checkpoint's tensors, by name."""
+    tensors = dict(load_file(path / "model.safetensors"))
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
 
 
 def reference(path, **options):
