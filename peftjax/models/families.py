@@ -1,4 +1,8 @@
-"""The families of models, and which of them a file or a model belongs to."""
+"""The families of models, and which of them a file or a model belongs to.
+
+A new one is a folder (`config`, `model` and `family`, its record) and a line in
+`FAMILIES`.
+"""
 
 from __future__ import annotations
 
