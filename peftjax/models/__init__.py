@@ -12,6 +12,7 @@ from peftjax.models.clip import (
     zero_shot,
 )
 from peftjax.models.deberta import Deberta, DebertaConfig
+from peftjax.models.dinov2 import Dinov2, Dinov2Config
 from peftjax.models.encoder import Encoding
 from peftjax.models.families import FAMILIES, family_of
 from peftjax.models.family import Family
@@ -36,6 +37,8 @@ __all__ = [
     "ClipVisionConfig",
     "Deberta",
     "DebertaConfig",
+    "Dinov2",
+    "Dinov2Config",
     "Encoding",
     "FAMILIES",
     "Family",

@@ -14,12 +14,13 @@ from peftjax.models.bert.family import BERT
 from peftjax.models.clip.family import CLIP
 from peftjax.models.config_json import Json
 from peftjax.models.deberta.family import DEBERTA
+from peftjax.models.dinov2.family import DINOV2
 from peftjax.models.family import Checkpoint, Family, Head
 from peftjax.models.files import CheckpointError, Tensor
 from peftjax.models.llama.family import LLAMA
 from peftjax.models.vit.family import VIT
 
-FAMILIES: tuple[Family, ...] = (BERT, DEBERTA, CLIP, LLAMA, VIT)
+FAMILIES: tuple[Family, ...] = (BERT, DEBERTA, CLIP, LLAMA, VIT, DINOV2)
 
 
 def family_of(model: Any) -> Family:

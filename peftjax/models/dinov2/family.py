@@ -1,0 +1,85 @@
+"""DINOv2 for loading, saving, adapter files and presets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peftjax.models.dinov2.config import read_dinov2, write_dinov2
+from peftjax.models.dinov2.model import Dinov2
+from peftjax.models.family import Checkpoint, Family, Heads, Placements
+from peftjax.models.names import Kind, Named, module
+
+_OUTSIDE: tuple[tuple[str, str, Kind], ...] = (
+    ("cls_token", "embeddings.cls_token", "array"),
+    ("pos_embed", "embeddings.position_embeddings", "array"),
+    ("patch_embed", "embeddings.patch_embeddings.projection", "conv"),
+    ("norm", "layernorm", "norm"),
+)
+_LAYER: tuple[tuple[str, str, Kind], ...] = (
+    ("norm1", "norm1", "norm"),
+    ("attn/q", "attention.attention.query", "dense"),
+    ("attn/k", "attention.attention.key", "dense"),
+    ("attn/v", "attention.attention.value", "dense"),
+    ("attn/proj", "attention.output.dense", "dense"),
+    ("scale1", "layer_scale1.lambda1", "vector"),
+    ("norm2", "norm2", "norm"),
+    ("mlp/fc1", "mlp.fc1", "dense"),
+    ("mlp/fc2", "mlp.fc2", "dense"),
+    ("scale2", "layer_scale2.lambda1", "vector"),
+)
+
+
+def names(model: Dinov2, base: str) -> Named:
+    for ours, theirs, kind in _OUTSIDE:
+        yield from module(ours, f"{base}{theirs}", kind)
+    for i in range(model.config.num_hidden_layers):
+        layer = f"{base}encoder.layer.{i}"
+        for ours, theirs, kind in _LAYER:
+            yield from module(f"blocks_{i}/{ours}", f"{layer}.{theirs}", kind)
+    yield from module("head", "classifier", "dense")
+
+
+def _examples(model: Dinov2, channels: int) -> tuple[Any, ...]:
+    side = model.config.patch_size
+    shape = (1, side, side, model.config.num_channels)
+    return (jax.ShapeDtypeStruct(shape, jnp.float32),)
+
+
+DINOV2 = Family(
+    Dinov2,
+    called=("dinov2",),
+    checkpoints=(
+        Checkpoint(
+            "dinov2",
+            mark=r"(dinov2\.)?embeddings\.patch_embeddings\.projection\.weight",
+            build=lambda config, shapes: Dinov2(read_dinov2(config)),
+            head=("classifier.weight", 0),
+            heads=r"classifier\..*",
+            unused=r"(dinov2\.)?embeddings\.mask_token",
+            new=r"head/.*",
+            prefix="dinov2.",
+            architecture="Dinov2",
+        ),
+    ),
+    names={"hf": names},
+    examples=_examples,
+    write_config=lambda model, channels: write_dinov2(model.config),
+    placements=Placements(
+        {
+            "query": "attn/q",
+            "key": "attn/k",
+            "value": "attn/v",
+            "output": "attn/proj",
+            "up": "mlp/fc1",
+            "down": "mlp/fc2",
+        },
+        stack="blocks",
+        patches="patch_embed",
+        head="head",
+        like="vit",
+    ),
+    heads=Heads(("none",), task="ForImageClassification"),
+)
