@@ -29,7 +29,15 @@ from peftjax.core.axes import (
     whole,
 )
 from peftjax.core.formula import Asked, ConvInput, Lookup, on_stack
-from peftjax.core.jaxpr import JIT, REMAT, Symbol, called, scan_parts, while_parts
+from peftjax.core.jaxpr import (
+    JIT,
+    REMAT,
+    Loop,
+    Symbol,
+    called,
+    scan_loop,
+    while_loops,
+)
 from peftjax.core.method import Kind, Rows
 from peftjax.core.uses import Leaf, Product, Use, Weight
 
@@ -160,9 +168,9 @@ class Rules:
         return inside(*self.end(operands, "enters a remat", keep=Leaf))
 
     def _scan(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        parts, token = scan_parts(eqn), ("scan", id(eqn))
-        operands = self.end(operands, "enters a scan", keep=Leaf)
-        consts, carry, xs = parts.split(operands)
+        token = ("scan", id(eqn))
+        loop = scan_loop(eqn, self.end(operands, "enters a scan", keep=Leaf))
+        xs = loop.stacked
         for i, value in enumerate(xs):
             if isinstance(value, Leaf):
                 stacked = self.has_members(value)
@@ -170,26 +178,25 @@ class Rules:
 
         def step(carried: list[Any], sliced: list[Any]) -> Any:
             members = [v.member(token) if isinstance(v, Leaf) else v for v in sliced]
-            outputs = self.walk(parts.body, [*consts, *carried, *members])
+            outputs = self.walk(loop.body, [*loop.consts, *carried, *members])
             outputs = self.end(outputs, "passed out of a loop")
             return outputs[: len(carried)], outputs[len(carried) :]
 
-        carry = self.end(carry, "carried by `scan`")
-        carried, ys = self.scan(step, carry, xs, **parts.options)
+        carry = self.end(loop.carry, "carried by `scan`")
+        carried, ys = self.scan(step, carry, xs, **loop.options)
         return [*carried, *ys]
 
     def _while(self, eqn: Any, operands: list[Any]) -> list[Any]:
         operands = self.end(operands, "enters a loop", keep=Leaf)
-        parts = while_parts(eqn, operands)
+        conds, bodies = while_loops(eqn, operands)
 
-        def cond(carry: list[Any]) -> Any:
-            return self.walk(parts.cond, [*parts.cond_consts, *carry])[0]
-
-        def body(carry: list[Any]) -> list[Any]:
-            outputs = self.walk(parts.body, [*parts.body_consts, *carry])
+        def inside(loop: Loop, carry: list[Any]) -> list[Any]:
+            outputs = self.walk(loop.body, [*loop.consts, *carry])
             return self.end(outputs, "passed out of a loop")
 
-        return self.while_loop(cond, body, self.end(parts.carry, "carried by `while`"))
+        carry = self.end(conds.carry, "carried by `while`")
+        cond = lambda carry: inside(conds, carry)[0]  # noqa: E731
+        return self.while_loop(cond, partial(inside, bodies), carry)
 
     def _cond(self, eqn: Any, operands: list[Any]) -> list[Any]:
         def inside(branch: Any, *values: Any) -> list[Any]:
