@@ -82,7 +82,8 @@ def merge_layer(
     rest = jax.tree.map(_widen, (p, kernel, bias, gates))
 
     def row(x: Any, p: Any, kernel: Any, bias: Any, gates: Any) -> Any:
-        return method.evaluate(p, x, kernel, 0.0 if bias is None else bias, gates=gates)
+        constant = {} if gates is None else {"gates": gates}
+        return method.formula(p, x, kernel, 0.0 if bias is None else bias, **constant)
 
     with jax.default_matmul_precision("highest"):
         x = jax.ShapeDtypeStruct((1, d_in), rest[1].dtype)
@@ -152,14 +153,14 @@ def _jointly(positions: slice) -> Rule:
     return rule
 
 
-def _bilinear(eqn: Any, operands: list[Any]) -> list[Any]:
+def _bilinear(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     if sum(isinstance(operand, Affine) for operand in operands) > 1:
         _not_affine(eqn, operands)
     index = next(i for i, value in enumerate(operands) if isinstance(value, Affine))
     return _jointly(slice(index, index + 1))(eqn, operands)
 
 
-def _dot(eqn: Any, operands: list[Any]) -> list[Any]:
+def _dot(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     """`x M` for a diagonal x without forming the identity."""
     x, matrix = operands
     contract, batch = eqn.params["dimension_numbers"]
@@ -178,7 +179,7 @@ def _dot(eqn: Any, operands: list[Any]) -> list[Any]:
     return [Affine(scaled.astype(eqn.outvars[0].aval.dtype)[:, None], None, const)]
 
 
-def _scale(eqn: Any, operands: list[Any]) -> list[Any]:
+def _scale(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     """Element-wise product; a diagonal stays one."""
     x, factor = operands if isinstance(operands[0], Affine) else operands[::-1]
     if isinstance(factor, Affine) or x.diagonal is None:
@@ -190,7 +191,7 @@ def _scale(eqn: Any, operands: list[Any]) -> list[Any]:
     return [Affine(None, diagonal, const)]
 
 
-def _cast(eqn: Any, operands: list[Any]) -> list[Any]:
+def _cast(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     (x,) = operands
     if x.diagonal is None:
         return _jointly(slice(0, 1))(eqn, operands)

@@ -188,7 +188,11 @@ def check_finite(adapters: Adapters) -> None:
     finite = {path: _finite(p) for path, p in adapters.items()}
     for path, p in finite.items():
         for name, value in p.items():
-            if not isinstance(value, jax.core.Tracer) and not value:
+            try:
+                known = bool(value)
+            except jax.errors.ConcretizationTypeError:
+                return
+            if not known:
                 raise ValueError(
                     f"{path}: adapter array {name!r} holds NaN or infinity; "
                     "refusing to merge. Go back to an earlier checkpoint"

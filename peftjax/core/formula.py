@@ -137,7 +137,7 @@ def on_layer(
     b = 0.0 if bias is None else bias.astype(kernel.dtype)
 
     def formula(x: Any, p: Any, kernel: Any) -> Any:
-        y = method.evaluate(p, x, kernel, b, key=key, gates=given.gates)
+        y = method.formula(p, x, kernel, b, key=key, **given.options)
         if given.is_base is not None:
             y = jnp.where(given.is_base, x @ kernel + b, y)
         if given.total is not None:

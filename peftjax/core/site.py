@@ -133,3 +133,8 @@ class Given:
     gates: jax.Array | None = None
     is_base: jax.Array | None = None
     total: jax.Array | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the formula."""
+        return {} if self.gates is None else {"gates": self.gates}
