@@ -70,7 +70,7 @@ def merge_layer(
         p: its arrays.
         kernel: `[in, out]`.
         bias: `[out]`, or None for a layer without one.
-        gates: `[heads]`, constants for a gated method.
+        gates: `[heads]` of a gated method, constant.
 
     Returns:
         `(K', b')`; b' is None where the formula adds nothing to a layer without a bias.
@@ -88,6 +88,7 @@ def merge_layer(
     with jax.default_matmul_precision("highest"):
         x = jax.ShapeDtypeStruct((1, d_in), rest[1].dtype)
         jaxpr = jax.make_jaxpr(row)(x, *rest)
+        # x itself: the identity, of which only the diagonal is held
         identity = Affine(None, jnp.ones(d_in, x.dtype), None)
         arrays = jax.tree.leaves(rest)
         try:
@@ -143,7 +144,9 @@ def _jointly(positions: slice) -> Rule:
             return evaluate(eqn, values)
 
         matrices = jax.vmap(linear)(*(operands[i].dense() for i in symbols))
+        # M is linear in the symbols alone: other terms of a sum are part of c
         consts = [o.const if isinstance(o, Affine) else o for o in operands]
+        # no constant stays none, so that a layer without a bias needs none
         if all(consts[i] is None or _zero(consts[i]) for i in joint):
             return [Affine(matrix, None, None) for matrix in matrices]
         values = [zeros[i] if c is None else c for i, c in enumerate(consts)]

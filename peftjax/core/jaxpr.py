@@ -26,6 +26,7 @@ class Symbol:
 
 def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """Evaluate one equation on arrays, whatever its primitive."""
+    # a variable may stand at several places of an equation, but once among the inputs
     inputs: dict[Any, Any] = {}
     for var, value in zip(eqn.invars, values, strict=True):
         if not isinstance(var, jex.Literal):
@@ -46,10 +47,10 @@ def walk(
     """Evaluate a jaxpr whose inputs may be symbols; return its outputs.
 
     Args:
-        jaxpr: a closed jaxpr.
+        jaxpr: closed.
         values: one array or symbol per input.
         rules: primitive name to rule `(eqn, operands) -> results`.
-        otherwise: the rule for a primitive that is not in `rules`.
+        otherwise: the rule of any other primitive.
         plain: evaluates an equation without symbols.
     """
     open_jaxpr, consts = opened(jaxpr)

@@ -31,31 +31,18 @@ def merge_leaves(
     """
     values = list(leaves)
     for site in sites:
-        stored = None if site.bias_index is None else values[site.bias_index]
-        p, beside = arrays.of_site(site, adapters), given.get(site.path, Given())
-        values[site.index], bias = merge_site(
-            site, values[site.index], stored, p, beside
-        )
+        bias = None if site.bias_index is None else values[site.bias_index]
+        own = arrays.of_site(site, adapters, given)
+        values[site.index], bias = merge_site(site, values[site.index], bias, own)
         if site.bias_index is not None:
             values[site.bias_index] = bias
     return values
 
 
 def merge_site(
-    site: Site, kernel: Any, bias: Any, p: dict[str, jax.Array], given: Given
+    site: Site, kernel: Any, bias: Any, given: Given
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return the merged kernel and bias of one site, as they are stored.
-
-    Args:
-        site: the adapted layer.
-        kernel: its stored weight.
-        bias: its stored bias, or None.
-        p: its arrays, see `arrays.of_site`.
-        given: what is given beside them.
-
-    Raises:
-        NotMergeable: as `merge_leaves`.
-    """
+    """Return the merged kernel and bias of one site, as they are stored."""
     if site.quantised:
         raise NotMergeable(
             f"{site.path}: the weight is stored as {site.dtype} and scaled by the "
@@ -63,7 +50,7 @@ def merge_site(
             "the adapter separate"
         )
     try:
-        merged, const = _merged(site, kernel, bias, p, given)
+        merged, const = _merged(site, kernel, bias, given)
     except NotMergeable as error:
         raise NotMergeable(f"{site.path}: {error}") from None
     if bias is None and const is not None:
@@ -76,13 +63,11 @@ def merge_site(
 
 
 @arrays.by_form
-def _merged(site: Site, kernel: Any, bias: Any, p: Any, given: Given) -> Any:
+def _merged(site: Site, kernel: Any, bias: Any, given: Given) -> Any:
     own = kernel, site.stored, site.groups
     beside = None if bias is None else (bias, whole(bias.shape), site.bias_groups)
     arranged = None if beside is None else arrange(*beside)
-    merged, const = _layers(
-        site.method, site.stack, p, arrange(*own), arranged, given.gates
-    )
+    merged, const = _layers(site.method, site.stack, given, arrange(*own), arranged)
 
     def put_back(array: Any, stored: Any, view: Any, groups: Any) -> jax.Array:
         array = restore(array, view, groups).astype(stored.dtype)
@@ -102,9 +87,8 @@ def merge_used(weight: Weight, why: str) -> jax.Array:
     site, groups = weight.site, [*weight.stack, *weight.site.atoms[1:]]
     kernel = arrange(weight.value, weight.view, groups)
     lengths = kernel.shape[: len(weight.stack)]
-    merged, const = _layers(
-        site.method, lengths, weight.params, kernel, None, weight.given.gates
-    )
+    merged, const = _layers(site.method, lengths, weight.given, kernel, None)
+    # the model adds its own bias later, and that is not the merged one
     if site.quantised or site.takes_bias or const is not None:
         raise ValueError(
             f"{site.path}: this call uses the weight otherwise than the planned one "
@@ -115,8 +99,11 @@ def merge_used(weight: Weight, why: str) -> jax.Array:
     return restore(merged, weight.view, groups).astype(weight.value.dtype)
 
 
-def _layers(method: Method, stack: tuple[int, ...], *arguments: Any) -> Any:
+def _layers(
+    method: Method, stack: tuple[int, ...], given: Given, kernel: Any, bias: Any
+) -> Any:
     """Merge stacked layers in turn, so that one at a time is held in float32."""
+    arguments = given.params, kernel, bias, given.gates
 
     def layer(arguments: Any) -> Any:
         return merge_layer(method, *arguments)

@@ -26,17 +26,7 @@ def run(
     given: Mapping[str, Given],
     adapter_key: jax.Array | None,
 ) -> list[jax.Array]:
-    """Evaluate a model with adapters.
-
-    Args:
-        closed: the model's jaxpr, its parameters first.
-        sites: of the plan.
-        leaves: the model's parameters.
-        dynamic: the other inputs.
-        adapters: `{path: {name: array}}`.
-        given: what is given to some sites beside their arrays.
-        adapter_key: of dropout, or None.
-    """
+    """Evaluate a model's jaxpr on `[*leaves, *dynamic]` with adapters."""
     values = arrays.replaced(sites, leaves, adapters, given)
     formulas = [site for site in sites if not site.method.replaces]
     merged = [site for site in formulas if not site.fast]
@@ -54,8 +44,7 @@ def run(
             site.index,
             site.stored,
             site=site,
-            params=arrays.of_site(site, adapters),
-            given=given.get(site.path, Given()),
+            given=arrays.of_site(site, adapters, given),
             key=_key(site, adapter_key),
         )
     runner = Runner(owners)
@@ -93,6 +82,7 @@ class Runner(Rules):
         swapped = (use.d_in, use.d_out) == (d_out, d_in) and use.kind == "dense"
         if use.stack != site.atoms[0] or not (straight or swapped):
             return None
+        # transposed, only the linear part counts
         if site.takes_bias and straight:
             return product
         return product.compute(None, self._key(weight))
