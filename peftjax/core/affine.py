@@ -15,14 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from peftjax.core.jaxpr import (
     JIT,
     REMAT,
+    Rule,
     Symbol,
+    as_function,
+    called,
     evaluate,
-    opened,
-    scan_parts,
+    scan_loop,
     walk,
 )
 from peftjax.core.method import Method
@@ -67,7 +70,7 @@ def merge_layer(
         p: its arrays.
         kernel: `[in, out]`.
         bias: `[out]`, or None for a layer without one.
-        gates: `[heads]`, constants for a gated method.
+        gates: `[heads]` of a gated method, constant.
 
     Returns:
         `(K', b')`; b' is None where the formula adds nothing to a layer without a bias.
@@ -79,11 +82,13 @@ def merge_layer(
     rest = jax.tree.map(_widen, (p, kernel, bias, gates))
 
     def row(x: Any, p: Any, kernel: Any, bias: Any, gates: Any) -> Any:
-        return method.evaluate(p, x, kernel, 0.0 if bias is None else bias, gates=gates)
+        constant = {} if gates is None else {"gates": gates}
+        return method.formula(p, x, kernel, 0.0 if bias is None else bias, **constant)
 
     with jax.default_matmul_precision("highest"):
         x = jax.ShapeDtypeStruct((1, d_in), rest[1].dtype)
         jaxpr = jax.make_jaxpr(row)(x, *rest)
+        # x itself: the identity, of which only the diagonal is held
         identity = Affine(None, jnp.ones(d_in, x.dtype), None)
         arrays = jax.tree.leaves(rest)
         try:
@@ -118,57 +123,47 @@ def _not_affine(eqn: Any, operands: Sequence[Any]) -> Any:
 
 def _zero(value: Any) -> bool:
     """Whether a value is a zero known while tracing, such as the bias 0.0."""
-    return isinstance(value, int | float | np.generic | np.ndarray) and not np.any(
-        value
-    )
+    known = isinstance(value, int | float | np.generic | np.ndarray)
+    return known and not np.any(value)
 
 
-def _jointly(positions: slice):
+def _jointly(positions: slice) -> Rule:
     """A rule for a primitive linear in all operands of `positions` taken together."""
 
     def rule(eqn: Any, operands: list[Any]) -> list[Any]:
         joint = range(len(operands))[positions]
-        outside = set(range(len(operands))) - set(joint)
-        if any(isinstance(operands[i], Affine) for i in outside):
+        symbols = [i for i, value in enumerate(operands) if isinstance(value, Affine)]
+        if not set(symbols) <= set(joint):
             _not_affine(eqn, operands)
-        symbols = [i for i in joint if isinstance(operands[i], Affine)]
-        rows = [operands[i].dense() for i in symbols]
-        shapes = [var.aval for var in eqn.invars]
+        zeros = [jnp.zeros(var.aval.shape, var.aval.dtype) for var in eqn.invars]
 
         def linear(*parts: Any) -> list[Any]:
-            values = list(operands)
-            for i in joint:
-                if not isinstance(operands[i], Affine):
-                    values[i] = jnp.zeros(shapes[i].shape, shapes[i].dtype)
+            values = [zeros[i] if i in joint else o for i, o in enumerate(operands)]
             for i, part in zip(symbols, parts):
                 values[i] = part
             return evaluate(eqn, values)
 
-        matrices = jax.vmap(linear)(*rows)
-        if all(
-            operands[i].const is None if i in symbols else _zero(operands[i])
-            for i in joint
-        ):
+        matrices = jax.vmap(linear)(*(operands[i].dense() for i in symbols))
+        # M is linear in the symbols alone: other terms of a sum are part of c
+        consts = [o.const if isinstance(o, Affine) else o for o in operands]
+        # no constant stays none, so that a layer without a bias needs none
+        if all(consts[i] is None or _zero(consts[i]) for i in joint):
             return [Affine(matrix, None, None) for matrix in matrices]
-        values = list(operands)
-        for i in symbols:
-            const = operands[i].const
-            zeros = jnp.zeros(shapes[i].shape, shapes[i].dtype)
-            values[i] = zeros if const is None else const
-        consts = evaluate(eqn, values)
-        return [Affine(m, None, c) for m, c in zip(matrices, consts, strict=True)]
+        values = [zeros[i] if c is None else c for i, c in enumerate(consts)]
+        pairs = zip(matrices, evaluate(eqn, values), strict=True)
+        return [Affine(matrix, None, const) for matrix, const in pairs]
 
     return rule
 
 
-def _bilinear(eqn: Any, operands: list[Any]) -> list[Any]:
+def _bilinear(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     if sum(isinstance(operand, Affine) for operand in operands) > 1:
         _not_affine(eqn, operands)
     index = next(i for i, value in enumerate(operands) if isinstance(value, Affine))
     return _jointly(slice(index, index + 1))(eqn, operands)
 
 
-def _dot(eqn: Any, operands: list[Any]) -> list[Any]:
+def _dot(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     """`x M` for a diagonal x without forming the identity."""
     x, matrix = operands
     contract, batch = eqn.params["dimension_numbers"]
@@ -187,7 +182,7 @@ def _dot(eqn: Any, operands: list[Any]) -> list[Any]:
     return [Affine(scaled.astype(eqn.outvars[0].aval.dtype)[:, None], None, const)]
 
 
-def _scale(eqn: Any, operands: list[Any]) -> list[Any]:
+def _scale(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     """Element-wise product; a diagonal stays one."""
     x, factor = operands if isinstance(operands[0], Affine) else operands[::-1]
     if isinstance(factor, Affine) or x.diagonal is None:
@@ -199,7 +194,7 @@ def _scale(eqn: Any, operands: list[Any]) -> list[Any]:
     return [Affine(None, diagonal, const)]
 
 
-def _cast(eqn: Any, operands: list[Any]) -> list[Any]:
+def _cast(eqn: Any, operands: list[Any]) -> Sequence[Any]:
     (x,) = operands
     if x.diagonal is None:
         return _jointly(slice(0, 1))(eqn, operands)
@@ -207,79 +202,25 @@ def _cast(eqn: Any, operands: list[Any]) -> list[Any]:
     return [Affine(None, x.diagonal.astype(eqn.params["new_dtype"]), const)]
 
 
-def _inline(name: str):
-    def rule(eqn: Any, operands: list[Any]) -> list[Any]:
-        return _walk(eqn.params[name], operands)
-
-    return rule
-
-
-_Level = int  # of a scan's value: 0 an array, 1 x M, 2 x M + c
-
-
-def _level(value: Any) -> _Level:
-    return (2 if value.const is not None else 1) if isinstance(value, Affine) else 0
+def _inline(eqn: Any, operands: list[Any]) -> list[Any]:
+    return _walk(called(eqn), operands)
 
 
 def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
-    """A scan with affine carry or stacked inputs: carry M and c beside each other."""
-    parts = scan_parts(eqn)
-    inner, _ = opened(parts.body)
-    consts, carry, stacked = parts.split(operands)
-    width = next(v for v in operands if isinstance(v, Affine)).dense().shape[0]
-    levels = [_level(value) for value in carry]
-    out_levels: list[_Level] = []
+    """A scan over affine values, unrolled."""
 
-    def packed(value: Any, level: _Level, aval: Any) -> Any:
-        """Bring a value to the pytree of a level at least its own."""
-        if level == 0:
-            return value
-        zeros = jnp.zeros(aval.shape, aval.dtype)
-        if not isinstance(value, Affine):
-            return jnp.zeros((width, *aval.shape), aval.dtype), zeros + value
-        filled = zeros if value.const is None else value.const
-        return value.dense(), filled if level == 2 else None
+    def unrolled(*values: Any) -> list[Any]:
+        loop = scan_loop(eqn, values)
+        length, carry = loop.options["length"], loop.carry
+        rows: list[Any] = [None] * length
+        for i in range(length)[:: -1 if loop.options["reverse"] else 1]:
+            members = [lax.index_in_dim(x, i, 0, keepdims=False) for x in loop.stacked]
+            outputs = as_function(loop.body)(*loop.consts, *carry, *members)
+            carry, rows[i] = outputs[: len(carry)], outputs[len(carry) :]
+        return [*carry, *map(jnp.stack, zip(*rows))]
 
-    def unpacked(value: Any, level: _Level) -> Any:
-        return value if level == 0 else Affine(value[0], None, value[1])
-
-    def step(carried: Any, sliced: Any) -> Any:
-        inputs = [unpacked(v, level) for v, level in zip(carried, levels)]
-        inputs += [unpacked(v, _level(s)) for v, s in zip(sliced, stacked)]
-        outputs = _walk(parts.body, [*consts, *inputs])
-        known = levels + [0] * (len(outputs) - len(levels))
-        out_levels[:] = [
-            max(k, _level(v), 2 * (k > 0 and not isinstance(v, Affine)))
-            for v, k in zip(outputs, known)
-        ]
-        pairs = [
-            packed(value, level, var.aval)
-            for value, level, var in zip(outputs, out_levels, inner.outvars)
-        ]
-        return pairs[: len(carry)], pairs[len(carry) :]
-
-    def start() -> list[Any]:
-        avals = [var.aval for var in inner.invars][len(consts) :]
-        return [packed(v, level, a) for v, level, a in zip(carry, levels, avals)]
-
-    xs = [
-        (jnp.moveaxis(value.dense(), 1, 0), value.const)
-        if isinstance(value, Affine)
-        else value
-        for value in stacked
-    ]
-    while True:
-        first = jax.tree.map(lambda leaf: jax.eval_shape(lambda a: a[0], leaf), xs)
-        jax.eval_shape(step, start(), first)
-        if out_levels[: len(levels)] == levels:
-            break
-        levels = out_levels[: len(levels)]
-    carried, ys = jax.lax.scan(step, start(), xs, **parts.options)
-    moved = [
-        (jnp.moveaxis(value[0], 0, 1), value[1]) if level else value
-        for value, level in zip(ys, out_levels[len(levels) :])
-    ]
-    return [unpacked(v, level) for v, level in zip([*carried, *moved], out_levels)]
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    return _walk(jax.make_jaxpr(unrolled)(*shapes), operands)
 
 
 _UNARY = (
@@ -294,11 +235,7 @@ _RULES = {
         ("add", "sub", "add_any", "concatenate", "stack"), _jointly(slice(0, None))
     ),
     **dict.fromkeys(("pad", "dynamic_update_slice"), _jointly(slice(0, 2))),
-    **dict.fromkeys(JIT, _inline("jaxpr")),
-    **dict.fromkeys(REMAT, _inline("jaxpr")),
-    "custom_jvp_call": _inline("call_jaxpr"),
-    "custom_vjp_call": _inline("call_jaxpr"),
-    "closed_call": _inline("call_jaxpr"),
+    **dict.fromkeys((*JIT, *REMAT, "custom_jvp_call", "custom_vjp_call"), _inline),
     "conv_general_dilated": _bilinear,
     "convert_element_type": _cast,
     "div": _jointly(slice(0, 1)),

@@ -6,6 +6,7 @@ Arrays that all sites share lie under the path `""`; nobody else needs to know.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ def by_form(function: Callable[..., Any]) -> Callable[..., Any]:
             hash(site.method)
         except TypeError:
             return function(site, *arguments)
+        # a form has no path: whoever calls this names the site in errors
         return program(site.form, *arguments)
 
     return call
@@ -57,11 +59,13 @@ def _fresh(site: Site, key: jax.Array, index: int, kernel: Any) -> dict[str, jax
     """Return fresh arrays of one site, stacked layers included, float32."""
     if site.method.replaces:
         wide = jnp.promote_types(kernel.dtype, jnp.float32)
+        # a copy, lest donating the adapters takes the model's own buffers
         return {"value": jnp.array(kernel, wide, copy=True)}
 
     def layer(key: jax.Array, kernel: jax.Array | None = None) -> dict[str, jax.Array]:
         return site.method.init(key, site.layer(kernel))
 
+    # by index of the leaf, so that a start does not depend on the other rules
     key = jax.random.fold_in(key, index)
     arguments = [jax.random.split(key, site.stack) if site.stack else key]
     if kernel is not None:
@@ -69,6 +73,7 @@ def _fresh(site: Site, key: jax.Array, index: int, kernel: Any) -> dict[str, jax
         arguments.append(arrange(wide, site.stored, site.groups))
     p = dict(site.stacked(layer)(*arguments))
     for name in site.method.shared:
+        # every layer made its own; the first one's serves all
         p[name] = p[name][(0,) * len(site.stack)]
     return p
 
@@ -84,13 +89,15 @@ def abstract(site: Site) -> tuple[dict[str, Any], jax.ShapeDtypeStruct]:
     return jax.eval_shape(init, key, kernel), kernel
 
 
-def of_site(site: Site, adapters: Adapters) -> dict[str, jax.Array]:
-    """Return a site's arrays, shared ones included, the stacked axes in front."""
+def of_site(
+    site: Site, adapters: Adapters, given: Mapping[str, Given] | None = None
+) -> Given:
+    """Return a site's arrays, shared ones included, and what is given beside them."""
     p = dict(adapters[site.path])
     for name in site.method.shared:
         value = adapters[""][name]
         p[name] = jnp.broadcast_to(value, (*site.stack, *value.shape))
-    return p
+    return replace((given or {}).get(site.path, Given()), params=p)
 
 
 def with_gates(sites: Sequence[Site], gates: Any) -> dict[str, Given]:
@@ -117,18 +124,19 @@ def replaced(
     """Return the leaves with those of `Full` replaced."""
     values = list(leaves)
     for site in sites:
-        if site.method.replaces:
-            value = adapters[site.path]["value"]
-            if value.shape != site.shape:
-                raise ValueError(
-                    f"{site.path}: expected an adapter value of shape "
-                    f"{site.shape}, found {value.shape}"
-                )
-            value = value.astype(site.dtype)
-            is_base = given.get(site.path, Given()).is_base
-            if is_base is not None:
-                value = jnp.where(is_base, leaves[site.index], value)
-            values[site.index] = value
+        if not site.method.replaces:
+            continue
+        own = of_site(site, adapters, given)
+        value = own.params["value"]
+        if value.shape != site.shape:
+            raise ValueError(
+                f"{site.path}: expected an adapter value of shape {site.shape}, found "
+                f"{value.shape}"
+            )
+        value = value.astype(site.dtype)
+        if own.is_base is not None:
+            value = jnp.where(own.is_base, leaves[site.index], value)
+        values[site.index] = value
     return values
 
 
@@ -188,7 +196,11 @@ def check_finite(adapters: Adapters) -> None:
     finite = {path: _finite(p) for path, p in adapters.items()}
     for path, p in finite.items():
         for name, value in p.items():
-            if not isinstance(value, jax.core.Tracer) and not value:
+            try:
+                known = bool(value)
+            except jax.errors.ConcretizationTypeError:
+                return
+            if not known:
                 raise ValueError(
                     f"{path}: adapter array {name!r} holds NaN or infinity; "
                     "refusing to merge. Go back to an earlier checkpoint"

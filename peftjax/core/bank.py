@@ -105,15 +105,7 @@ def apply_rows(
     bank: Adapters,
     ids: jax.Array,
 ) -> Any:
-    """Run each row of a batch with its own adapter of a bank: the call, vmapped.
-
-    Args:
-        run: `(adapters, call, given)`, for one adapter.
-        sites: of the plan.
-        call: the arguments; the first array has one row per id.
-        bank: stacked adapters.
-        ids: integers `[rows]`, -1 for the base.
-    """
+    """Run each row of a batch with its own adapter: `run(adapters, call, given)`."""
     rows = check_ids(ids, bank)
     costly = [site.path for site in sites if site.method.forms_kernel]
     if costly:
@@ -124,6 +116,7 @@ def apply_rows(
         )
     axes = [0 if leaf.shape[:1] == (rows,) else None for leaf in call.dynamic]
 
+    # inside jit an id out of range gives NaN; JAX's default would clamp it
     def take(array: jax.Array) -> jax.Array:
         return jnp.take(array, jnp.maximum(ids, 0), axis=0, mode="fill")
 

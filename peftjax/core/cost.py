@@ -22,14 +22,7 @@ _HEADER = ("path", "kind", "[in, out]", "method", "trainable", "+FLOPs", "runs")
 
 
 def flops(method: Method, layer: Layer, rows: int, names: dict[str, Any]) -> int:
-    """Count the FLOPs that a formula adds to the frozen layer on `rows` rows.
-
-    Args:
-        method: the adapter.
-        layer: its facts.
-        rows: tokens, output positions or looked-up ids.
-        names: shapes and dtypes of the adapter arrays of one layer.
-    """
+    """Count the FLOPs that a formula adds to the frozen layer on `rows` rows of x."""
     lookup = layer.kind == "embedding"
     x = jax.ShapeDtypeStruct((rows, layer.d_in), jnp.float32)
     kernel = jax.ShapeDtypeStruct((layer.d_in, layer.d_out), jnp.float32)
@@ -56,16 +49,12 @@ def flops(method: Method, layer: Layer, rows: int, names: dict[str, Any]) -> int
 
 
 def summary(sites: Sequence[Site], parameters: int) -> str:
-    """Return a table of sites, those that differ only in a number as one, with totals.
-
-    Args:
-        sites: the adapted layers.
-        parameters: how many parameters the model has.
-    """
+    """Return a table of sites, with those that differ only in a number as one."""
     groups = _folded(sites)
     rows = [_HEADER, *(_row(path, members) for path, members in groups.items())]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    for narrow, least in (3, 16), (0, 24):  # settings first, then the path
+    # settings give way first, then the path
+    for narrow, least in (3, 16), (0, 24):
         excess = sum(widths) + 2 * len(widths) - 2 - COLUMNS
         widths[narrow] -= min(max(excess, 0), max(widths[narrow] - least, 0))
     lines = [
@@ -110,11 +99,7 @@ def _folded(sites: Sequence[Site]) -> dict[str, list[Site]]:
 
 
 def _range(values: Sequence[int]) -> str:
-    """Return the text of numbers.
-
-    >>> _range([3]), _range([0, 1, 2]), _range([0, 2])
-    ('3', '{0..2}', '{0,2}')
-    """
+    """Return the text of numbers: `3`, `{0..2}` or `{0,2}`."""
     if len(values) == 1:
         return str(values[0])
     whole = len(values) > 2 and values[-1] - values[0] == len(values) - 1
@@ -137,12 +122,7 @@ def _row(path: str, members: Sequence[Site]) -> tuple[str, ...]:
 
 
 def brief(method: Method) -> str:
-    """Return a method with the settings that are not the default.
-
-    >>> from peftjax.methods.lora import LoRA
-    >>> brief(LoRA(rank=8, alpha=16.0))
-    'LoRA(rank=8, alpha=16.0)'
-    """
+    """Return a method with the settings that are not the default."""
     settings = {field.name: getattr(method, field.name) for field in fields(method)}
     defaults = {field.name: field.default for field in fields(method)}
     told = [f"{n}={v!r}" for n, v in settings.items() if v != defaults[n]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -67,25 +68,18 @@ def on_stack(
         key: dropout keys `[*stack]`.
         transposed: x is `[..., out]`, and the transpose of the linear part is meant.
     """
-    site, stack = weight.site, weight.stack
-    kernel = arrange(weight.value, weight.view, [*stack, *site.atoms[1:]])
-    lengths: tuple[int, ...] = ()
-    if not isinstance(x, Rows):
-        lengths = x.shape[len(stack) : len(stack) + tokens]
-        if _may_flatten(site, x, len(stack), tokens):
-            x = x.reshape(*x.shape[: len(stack)], -1, x.shape[-1])
-
-    def layer(p: Any, given: Given, x: Any, kernel: Any, bias: Any, key: Any) -> Any:
-        if transposed:
-            return _transpose(site, p, given, x, kernel, asked)
-        return on_layer(site, p, given, x, kernel, bias, key, asked)
-
-    for _ in stack:
+    site, stack = weight.site, len(weight.stack)
+    kernel = arrange(weight.value, weight.view, [*weight.stack, *site.atoms[1:]])
+    layer = partial(_transpose if transposed else on_layer, site, asked)
+    for _ in range(stack):
         layer = jax.vmap(layer)
-    y = layer(weight.params, weight.given, x, kernel, bias, key)
     if isinstance(x, Rows):
-        return y
-    return y.reshape(*y.shape[: len(stack)], *lengths, y.shape[-1])
+        return layer(x, kernel, weight.given, bias, key)
+    lengths = x.shape[stack : stack + tokens]
+    if _may_flatten(site, x, stack, tokens):
+        x = x.reshape(*x.shape[:stack], -1, x.shape[-1])
+    y = layer(x, kernel, weight.given, bias, key)
+    return y.reshape(*y.shape[:stack], *lengths, y.shape[-1])
 
 
 def _may_flatten(site: Site, x: jax.Array, stack: int, tokens: int) -> bool:
@@ -97,47 +91,37 @@ def _may_flatten(site: Site, x: jax.Array, stack: int, tokens: int) -> bool:
 
 
 def _transpose(
-    site: Site, p: Any, given: Given, h: jax.Array, kernel: jax.Array, asked: Asked
+    site: Site, asked: Asked, h: jax.Array, kernel: jax.Array, given: Given, *_: Any
 ) -> jax.Array:
     """Return `h K'^T`, `[..., in]`: the transpose of the formula's linear part at h."""
     x = jnp.zeros((*h.shape[:-1], site.d_in), kernel.dtype)
     wide = Asked(asked.precision, None, kernel.dtype)
 
     def forward(x: jax.Array) -> jax.Array:
-        return on_layer(site, p, given, x, kernel, None, None, wide)
+        return on_layer(site, wide, x, kernel, given, None, None)
 
+    # linear in x up to a constant, so where it is linearised does not matter
     _, pull = jax.vjp(forward, x)
     return pull(h.astype(kernel.dtype))[0].astype(asked.out_dtype)
 
 
 def on_layer(
     site: Site,
-    p: dict[str, jax.Array],
-    given: Given,
+    asked: Asked,
     x: Any,
     kernel: jax.Array,
+    given: Given,
     bias: jax.Array | None,
     key: jax.Array | None,
-    asked: Asked,
 ) -> jax.Array:
-    """Evaluate a formula on one layer as the model computes it.
-
-    Args:
-        site: the adapted layer.
-        p: adapter arrays of this layer.
-        given: what the call gives beside them.
-        x: `[..., in]`, or `Rows`.
-        kernel: `[in, out]` in the compute dtype.
-        bias: `[out]`, or None where the model adds it itself.
-        key: for dropout.
-        asked: the model's own precision and types, given to every dot.
-    """
+    """Evaluate a formula on one layer; x is `[..., in]` or `Rows`."""
     method = site.method
-    p = cast(method, p, kernel.dtype)
+    p = cast(method, given.params, kernel.dtype)
     b = 0.0 if bias is None else bias.astype(kernel.dtype)
 
     def formula(x: Any, p: Any, kernel: Any) -> Any:
-        y = method.evaluate(p, x, kernel, b, key=key, gates=given.gates)
+        y = method.formula(p, x, kernel, b, key=key, **given.options)
+        # vmapped over the rows of a bank, both are computed; NaN must not pass
         if given.is_base is not None:
             y = jnp.where(given.is_base, x @ kernel + b, y)
         if given.total is not None:
@@ -198,6 +182,7 @@ def _in_wider_type(formula: Formula, preferred: Any, *inputs: Any) -> jax.Array:
     jaxpr = jax.make_jaxpr(formula)(*inputs)
 
     def plain(eqn: Any, values: list[Any]) -> list[Any]:
+        # what is not on this list keeps its type: it may not exist in a wider one
         if eqn.primitive.name in ("dot_general", *_ELEMENTWISE):
             wide = jnp.result_type(*(v for v in values if _floating(v)))
             values = [jnp.asarray(v, wide) if _floating(v) else v for v in values]

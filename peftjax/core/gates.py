@@ -26,13 +26,13 @@ def observe(y: jax.Array, total: jax.Array, gates: jax.Array) -> jax.Array:
     return y
 
 
-def _forward(y: jax.Array, total: jax.Array, gates: jax.Array) -> tuple:
+def _forward(y: jax.Array, total: jax.Array, gates: jax.Array) -> Any:
     flat = gates.reshape(-1, gates.shape[-1])
     count = jnp.full((1,), flat.shape[0], flat.dtype)
     return y, (jnp.concatenate([flat.sum(0), count]), gates)
 
 
-def _backward(residual: tuple, cotangent: jax.Array) -> tuple:
+def _backward(residual: Any, cotangent: jax.Array) -> Any:
     total, gates = residual
     return cotangent, total, jnp.zeros_like(gates)
 

@@ -26,6 +26,7 @@ class Symbol:
 
 def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """Evaluate one equation on arrays, whatever its primitive."""
+    # a variable may stand at several places of an equation, but once among the inputs
     inputs: dict[Any, Any] = {}
     for var, value in zip(eqn.invars, values, strict=True):
         if not isinstance(var, jex.Literal):
@@ -46,10 +47,10 @@ def walk(
     """Evaluate a jaxpr whose inputs may be symbols; return its outputs.
 
     Args:
-        jaxpr: a closed jaxpr.
+        jaxpr: closed.
         values: one array or symbol per input.
         rules: primitive name to rule `(eqn, operands) -> results`.
-        otherwise: the rule for a primitive that is not in `rules`.
+        otherwise: the rule of any other primitive.
         plain: evaluates an equation without symbols.
     """
     open_jaxpr, consts = opened(jaxpr)
@@ -69,6 +70,11 @@ def walk(
     return [read(var) for var in open_jaxpr.outvars]
 
 
+def as_function(jaxpr: Any) -> Callable[..., list[Any]]:
+    """Return a jaxpr as a function of arrays."""
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(*opened(jaxpr)))
+
+
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """Return the bare jaxpr and its constants; newer JAX stores some without a pair."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
@@ -79,22 +85,17 @@ def called(eqn: Any) -> Any:
     return eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
 
 
-class Scan(NamedTuple):
-    """A scan equation's body and how its operands divide."""
+class Loop(NamedTuple):
+    """A scan or while equation: its operands divided, and what it runs."""
 
+    consts: list[Any]
+    carry: list[Any]
+    stacked: list[Any]
     body: Any
-    num_consts: int
-    num_carry: int
     options: dict[str, Any]
 
-    def split(self, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-        """Divide operands into constants, carry and stacked ones."""
-        ends = self.num_consts, self.num_consts + self.num_carry
-        operands = list(operands)
-        return operands[: ends[0]], operands[ends[0] : ends[1]], operands[ends[1] :]
 
-
-def scan_parts(eqn: Any) -> Scan:
+def scan_loop(eqn: Any, operands: Sequence[Any]) -> Loop:
     """Read a scan equation."""
     body = eqn.params["jaxpr"]
     inner, _ = opened(body)
@@ -102,36 +103,24 @@ def scan_parts(eqn: Any) -> Scan:
     # The names of the parameters that say so differ between JAX versions; the shapes do
     # not: a stacked value has one more axis outside.
     def stacked(outer: Sequence[Any], inside: Sequence[Any]) -> int:
-        return sum(
-            o.aval.ndim > i.aval.ndim for o, i in zip(outer, inside, strict=True)
-        )
+        return sum(o.aval.ndim > i.aval.ndim for o, i in zip(outer, inside))
 
-    num_carry = len(eqn.outvars) - stacked(eqn.outvars, inner.outvars)
-    num_consts = len(eqn.invars) - num_carry - stacked(eqn.invars, inner.invars)
+    last = len(eqn.invars) - stacked(eqn.invars, inner.invars)
+    first = last - len(eqn.outvars) + stacked(eqn.outvars, inner.outvars)
     options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
-    return Scan(body, num_consts, num_carry, options)
+    values = list(operands)
+    return Loop(values[:first], values[first:last], values[last:], body, options)
 
 
-class While(NamedTuple):
-    """A while equation's condition and body with the constants of each."""
-
-    cond: Any
-    body: Any
-    cond_consts: list[Any]
-    body_consts: list[Any]
-    carry: list[Any]
-
-
-def while_parts(eqn: Any, operands: Sequence[Any]) -> While:
-    """Read a while equation and divide its operands."""
+def while_loops(eqn: Any, operands: Sequence[Any]) -> tuple[Loop, Loop]:
+    """Read a while equation: its condition and its body, which have one carry."""
     first = eqn.params["cond_nconsts"]
     second = first + eqn.params["body_nconsts"]
-    return While(
-        eqn.params["cond_jaxpr"],
-        eqn.params["body_jaxpr"],
-        list(operands[:first]),
-        list(operands[first:second]),
-        list(operands[second:]),
+    values = list(operands)
+    carry = values[second:]
+    return (
+        Loop(values[:first], carry, [], eqn.params["cond_jaxpr"], {}),
+        Loop(values[first:second], carry, [], eqn.params["body_jaxpr"], {}),
     )
 
 

@@ -15,21 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from peftjax.core import jaxpr
-from peftjax.core.axes import (
-    MOVES,
-    TOKENS,
-    Axis,
-    arrange,
-    group,
-    leading_index,
-    restore,
-    row_lookup,
-    shape,
-    whole,
-)
+from peftjax.core import axes, jaxpr
+from peftjax.core.axes import Axis, shape, whole
 from peftjax.core.formula import Asked, ConvInput, Lookup, on_stack
-from peftjax.core.jaxpr import JIT, REMAT, Symbol, called, scan_parts, while_parts
+from peftjax.core.jaxpr import Loop, Symbol
 from peftjax.core.method import Kind, Rows
 from peftjax.core.uses import Leaf, Product, Use, Weight
 
@@ -68,9 +57,9 @@ class Rules:
 
     def __init__(self) -> None:
         self.table = {
-            **dict.fromkeys(MOVES, self._move),
-            **dict.fromkeys(JIT, self._inline),
-            **dict.fromkeys(REMAT, self._remat),
+            **dict.fromkeys(axes.MOVES, self._move),
+            **dict.fromkeys(jaxpr.JIT, self._inline),
+            **dict.fromkeys(jaxpr.REMAT, self._remat),
             **dict.fromkeys(("add", "add_any"), self._add),
             **dict.fromkeys(("mul", "div", "sub"), self._dequantise),
             **dict.fromkeys(("slice", "dynamic_slice"), self._index),
@@ -103,7 +92,7 @@ class Rules:
         symbol, *others = operands
         if not isinstance(symbol, Leaf | Product):
             return self._unknown(eqn, operands)
-        view = MOVES[eqn.primitive.name](eqn, symbol.view)
+        view = axes.MOVES[eqn.primitive.name](eqn, symbol.view)
         grown = view is not None and shape(view) != eqn.outvars[0].aval.shape
         if view is None or (grown and isinstance(symbol, Weight)):
             return self._unknown(eqn, operands)
@@ -128,11 +117,13 @@ class Rules:
         if (
             not isinstance(leaf, Leaf)
             or any(isinstance(o, Symbol) for o in start)
-            or not leading_index(eqn)
+            or not axes.leading_index(eqn)
+            # a row of a matrix is no layer
             or len(leaf.view) < (3 if isinstance(leaf, Weight) else 2)
             or not self.has_members(leaf)
         ):
             return self._unknown(eqn, operands)
+        # a bias and its weight belong together if one index took both members
         static = eqn.params.get("start_indices")
         token = static[0] if static else id(eqn.invars[1])
 
@@ -147,22 +138,26 @@ class Rules:
 
     # --- control flow: go inside, and build it anew
 
-    def _inline(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        return self.walk(called(eqn), operands)
+    def _inline(self, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+        return self.walk(jaxpr.called(eqn), operands)
 
     def _remat(self, eqn: Any, operands: list[Any]) -> list[Any]:
         def inside(*values: Any) -> list[Any]:
-            return self.end(self.walk(called(eqn), values), "passed out of a remat")
+            return self.end(
+                self.walk(jaxpr.called(eqn), values), "passed out of a remat"
+            )
 
+        # an awaited product cannot leave: it would be computed, and kept, outside
         prevent_cse = eqn.params.get("prevent_cse", True)
         policy = eqn.params.get("policy")
         inside = self.checkpoint(inside, prevent_cse=prevent_cse, policy=policy)
         return inside(*self.end(operands, "enters a remat", keep=Leaf))
 
     def _scan(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        parts, token = scan_parts(eqn), ("scan", id(eqn))
-        operands = self.end(operands, "enters a scan", keep=Leaf)
-        consts, carry, xs = parts.split(operands)
+        # the equation lives as long as the walk, so that its id stands for it
+        token = ("scan", id(eqn))
+        loop = jaxpr.scan_loop(eqn, self.end(operands, "enters a scan", keep=Leaf))
+        xs = loop.stacked
         for i, value in enumerate(xs):
             if isinstance(value, Leaf):
                 stacked = self.has_members(value)
@@ -170,26 +165,25 @@ class Rules:
 
         def step(carried: list[Any], sliced: list[Any]) -> Any:
             members = [v.member(token) if isinstance(v, Leaf) else v for v in sliced]
-            outputs = self.walk(parts.body, [*consts, *carried, *members])
+            outputs = self.walk(loop.body, [*loop.consts, *carried, *members])
             outputs = self.end(outputs, "passed out of a loop")
             return outputs[: len(carried)], outputs[len(carried) :]
 
-        carry = self.end(carry, "carried by `scan`")
-        carried, ys = self.scan(step, carry, xs, **parts.options)
+        carry = self.end(loop.carry, "carried by `scan`")
+        carried, ys = self.scan(step, carry, xs, **loop.options)
         return [*carried, *ys]
 
     def _while(self, eqn: Any, operands: list[Any]) -> list[Any]:
         operands = self.end(operands, "enters a loop", keep=Leaf)
-        parts = while_parts(eqn, operands)
+        conds, bodies = jaxpr.while_loops(eqn, operands)
 
-        def cond(carry: list[Any]) -> Any:
-            return self.walk(parts.cond, [*parts.cond_consts, *carry])[0]
-
-        def body(carry: list[Any]) -> list[Any]:
-            outputs = self.walk(parts.body, [*parts.body_consts, *carry])
+        def inside(loop: Loop, carry: list[Any]) -> list[Any]:
+            outputs = self.walk(loop.body, [*loop.consts, *carry])
             return self.end(outputs, "passed out of a loop")
 
-        return self.while_loop(cond, body, self.end(parts.carry, "carried by `while`"))
+        carry = self.end(conds.carry, "carried by `while`")
+        cond = lambda carry: inside(conds, carry)[0]  # noqa: E731
+        return self.while_loop(cond, partial(inside, bodies), carry)
 
     def _cond(self, eqn: Any, operands: list[Any]) -> list[Any]:
         def inside(branch: Any, *values: Any) -> list[Any]:
@@ -210,15 +204,9 @@ class Rules:
         return self._unknown(eqn, operands)
 
     def _product(
-        self,
-        eqn: Any,
-        operands: Sequence[Any],
-        use: Use,
-        view: Sequence[Axis],
-        compute: Callable[[Any, Any], Any],
+        self, eqn: Any, operands: Sequence[Any], product: Product
     ) -> list[Any]:
-        (weight,) = (o for o in operands if isinstance(o, Weight))
-        result = self.used(Product(weight, use, tuple(view), compute), eqn)
+        result = self.used(product, eqn)
         return self._unknown(eqn, operands) if result is None else [result]
 
     def _dot(self, eqn: Any, operands: list[Any]) -> list[Any]:
@@ -230,42 +218,31 @@ class Rules:
         weight, x = operands[mine], operands[theirs]
         contract, batch = eqn.params["dimension_numbers"]
         contracted, batched = (
-            [weight.view[axis] for axis in axes[mine]] for axes in (contract, batch)
+            [weight.view[axis] for axis in place[mine]] for place in (contract, batch)
         )
         taken = {*contract[mine], *batch[mine]}
         free = [axis for i, axis in enumerate(weight.view) if i not in taken]
         if not free or not contracted:
             return self._unknown(eqn, operands)
         # x's own axes get the atoms of the weight's axes that they meet
-        x_view = dict(zip((*contract[theirs], *batch[theirs]), contracted + batched))
-        tokens: list[Axis] = []
-        for axis, size in enumerate(eqn.invars[theirs].aval.shape):
-            if axis not in x_view:
-                tokens += whole((size,), TOKENS + axis)
-                x_view[axis] = tokens[-1]
-        met = group(contracted)
+        met = dict(zip((*contract[theirs], *batch[theirs]), contracted + batched))
+        own = whole(eqn.invars[theirs].aval.shape, axes.TOKENS)
+        x_view = tuple(met.get(i, axis) for i, axis in enumerate(own))
+        tokens = [axis for i, axis in enumerate(own) if i not in met]
         view = (*batched, *(free + tokens if mine == 0 else tokens + free))
-        x_axes = tuple(x_view[axis] for axis in range(len(x_view)))
+        source, target = axes.group(contracted), axes.group(free)
 
         def compute(bias: Any, key: Any) -> Any:
-            _, d_in, d_out = weight.site.atoms
-            source, target = (d_in, d_out) if met == d_in else (d_out, d_in)
-            groups = [*weight.stack, *tokens]
-            y = on_stack(
-                weight,
-                arrange(x, x_axes, [*groups, source]),
-                len(tokens),
-                Asked.by(eqn),
-                bias,
-                key,
-                transposed=met != d_in,
-            )
-            return restore(y, view, [*groups, target])
+            groups, swapped = [*weight.stack, *tokens], source != weight.site.atoms[1]
+            rows = axes.arrange(x, x_view, [*groups, source])
+            asked = Asked.by(eqn)
+            y = on_stack(weight, rows, len(tokens), asked, bias, key, swapped)
+            return axes.restore(y, view, [*groups, target])
 
         stack, rows = _stack(weight, batched), prod(shape(tuple(tokens)))
         times = prod(shape(tuple(batched)))
-        use = Use("dense", stack, met, group(free), rows, times=times)
-        return self._product(eqn, operands, use, view, compute)
+        use = Use("dense", stack, source, target, rows, times=times)
+        return self._product(eqn, operands, Product(weight, use, view, compute))
 
     def _conv(self, eqn: Any, operands: list[Any]) -> list[Any]:
         if isinstance(operands[0], Weight) or not isinstance(operands[1], Weight):
@@ -280,7 +257,7 @@ class Rules:
             )
         spec = eqn.params["dimension_numbers"]
         out_axis, *in_axes = spec.rhs_spec
-        d_in = group([weight.view[axis] for axis in in_axes])
+        d_in = axes.group([weight.view[axis] for axis in in_axes])
         window = tuple(eqn.invars[1].aval.shape[axis] for axis in in_axes[1:])
         out = weight.view[out_axis]
         rows = partial(ConvInput, x, eqn, weight)
@@ -291,11 +268,12 @@ class Rules:
         leaf, ids = operands
         if isinstance(ids, Symbol) or not isinstance(leaf, Leaf):
             return self._unknown(eqn, operands)
-        if leading_index(eqn) and len(leaf.view) > 2:
+        # one id looks up a row of a table, or takes a layer off a stack of matrices
+        if axes.leading_index(eqn) and len(leaf.view) > 2:
             return self._index(eqn, operands)
-        if not isinstance(leaf, Weight) or not row_lookup(eqn):
+        if not isinstance(leaf, Weight) or not axes.row_lookup(eqn):
             return self._unknown(eqn, operands)
-        d_in, rows = group(leaf.view[:1]), partial(Lookup, ids, eqn, leaf)
+        d_in, rows = axes.group(leaf.view[:1]), partial(Lookup, ids, eqn, leaf)
         places, out = eqn.params["dimension_numbers"].offset_dims, leaf.view[1:]
         return self._rows(eqn, operands, "embedding", rows, d_in, places, out)
 
@@ -312,7 +290,7 @@ class Rules:
     ) -> list[Any]:
         """A use whose x stands for rows; `out` are the weight's axes of the output."""
         (weight,) = (o for o in operands if isinstance(o, Weight))
-        view = list(whole(eqn.outvars[0].aval.shape, TOKENS))
+        view = list(whole(eqn.outvars[0].aval.shape, axes.TOKENS))
         for place, axis in zip(places, out, strict=True):
             view[place] = axis
         batch = [shape((axis,))[0] for i, axis in enumerate(view) if i not in places]
@@ -322,11 +300,13 @@ class Rules:
             y = y.reshape(*batch, *shape(tuple(out)))
             return jnp.moveaxis(y, range(len(batch), y.ndim), places)
 
-        use = Use(kind, _stack(weight), d_in, group(out), prod(batch), window)
-        return self._product(eqn, operands, use, view, compute)
+        use = Use(kind, _stack(weight), d_in, axes.group(out), prod(batch), window)
+        product = Product(weight, use, tuple(view), compute)
+        return self._product(eqn, operands, product)
 
 
 def _stack(weight: Weight, batched: Sequence[Axis] = ()) -> tuple[Axis, ...]:
-    axes = [*(axis for axis, _ in weight.dropped), *batched]
-    axes.sort(key=lambda axis: (axis[0].axis, -axis[0].stride) if axis else (-1, 0))
-    return tuple(axes)
+    def order(axis: Axis) -> tuple[int, int]:
+        return (axis[0].axis, -axis[0].stride) if axis else (-1, 0)
+
+    return tuple(sorted([*(axis for axis, _ in weight.dropped), *batched], key=order))

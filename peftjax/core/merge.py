@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax import lax
 from peftjax.core import arrays
 from peftjax.core.affine import NotMergeable, merge_layer
 from peftjax.core.axes import arrange, restore, whole
+from peftjax.core.method import Method
 from peftjax.core.site import Adapters, Given, Site
 from peftjax.core.uses import Weight
 
@@ -31,31 +31,18 @@ def merge_leaves(
     """
     values = list(leaves)
     for site in sites:
-        stored = None if site.bias_index is None else values[site.bias_index]
-        p, beside = arrays.of_site(site, adapters), given.get(site.path, Given())
-        values[site.index], bias = merge_site(
-            site, values[site.index], stored, p, beside
-        )
+        bias = None if site.bias_index is None else values[site.bias_index]
+        own = arrays.of_site(site, adapters, given)
+        values[site.index], bias = merge_site(site, values[site.index], bias, own)
         if site.bias_index is not None:
             values[site.bias_index] = bias
     return values
 
 
 def merge_site(
-    site: Site, kernel: Any, bias: Any, p: dict[str, jax.Array], given: Given
+    site: Site, kernel: Any, bias: Any, given: Given
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return the merged kernel and bias of one site, as they are stored.
-
-    Args:
-        site: the adapted layer.
-        kernel: its stored weight.
-        bias: its stored bias, or None.
-        p: its arrays, see `arrays.of_site`.
-        given: what is given beside them.
-
-    Raises:
-        NotMergeable: as `merge_leaves`.
-    """
+    """Return the merged kernel and bias of one site, as they are stored."""
     if site.quantised:
         raise NotMergeable(
             f"{site.path}: the weight is stored as {site.dtype} and scaled by the "
@@ -63,7 +50,7 @@ def merge_site(
             "the adapter separate"
         )
     try:
-        merged, const = _merged(site, kernel, bias, p, given)
+        merged, const = _merged(site, kernel, bias, given)
     except NotMergeable as error:
         raise NotMergeable(f"{site.path}: {error}") from None
     if bias is None and const is not None:
@@ -76,19 +63,19 @@ def merge_site(
 
 
 @arrays.by_form
-def _merged(site: Site, kernel: Any, bias: Any, p: Any, given: Given) -> Any:
-    layout = None if bias is None else whole(bias.shape)
-    arranged = None if layout is None else arrange(bias, layout, site.bias_groups)
-    arguments = p, given, arrange(kernel, site.stored, site.groups), arranged
-    merged, const = _one_by_one(partial(_layer, site), site.stack, arguments)
-    merged = restore(merged, site.stored, site.groups).astype(kernel.dtype)
-    if layout is not None:
-        const = restore(const, layout, site.bias_groups).astype(bias.dtype)
-    if given.is_base is None:
-        return merged, const
-    is_base = given.is_base.reshape(-1)[0]
-    keep = partial(jnp.where, is_base)
-    return keep(kernel, merged), const if layout is None else keep(bias, const)
+def _merged(site: Site, kernel: Any, bias: Any, given: Given) -> Any:
+    own = kernel, site.stored, site.groups
+    beside = None if bias is None else (bias, whole(bias.shape), site.bias_groups)
+    arranged = None if beside is None else arrange(*beside)
+    merged, const = _layers(site.method, site.stack, given, arrange(*own), arranged)
+
+    def put_back(array: Any, stored: Any, view: Any, groups: Any) -> jax.Array:
+        array = restore(array, view, groups).astype(stored.dtype)
+        if given.is_base is None:
+            return array
+        return jnp.where(given.is_base.reshape(-1)[0], stored, array)
+
+    return put_back(merged, *own), const if beside is None else put_back(const, *beside)
 
 
 def merge_used(weight: Weight, why: str) -> jax.Array:
@@ -100,8 +87,8 @@ def merge_used(weight: Weight, why: str) -> jax.Array:
     site, groups = weight.site, [*weight.stack, *weight.site.atoms[1:]]
     kernel = arrange(weight.value, weight.view, groups)
     lengths = kernel.shape[: len(weight.stack)]
-    arguments = weight.params, weight.given, kernel, None
-    merged, const = _one_by_one(partial(_layer, site), lengths, arguments)
+    merged, const = _layers(site.method, lengths, weight.given, kernel, None)
+    # the model adds its own bias later, and that is not the merged one
     if site.quantised or site.takes_bias or const is not None:
         raise ValueError(
             f"{site.path}: this call uses the weight otherwise than the planned one "
@@ -112,16 +99,21 @@ def merge_used(weight: Weight, why: str) -> jax.Array:
     return restore(merged, weight.view, groups).astype(weight.value.dtype)
 
 
-def _layer(site: Site, p: Any, given: Given, kernel: Any, bias: Any) -> Any:
-    return merge_layer(site.method, p, kernel, bias, given.gates)
-
-
-def _one_by_one(
-    function: Callable[..., Any], stack: tuple[int, ...], arguments: tuple[Any, ...]
+def _layers(
+    method: Method, stack: tuple[int, ...], given: Given, kernel: Any, bias: Any
 ) -> Any:
-    """Map a function over stacked layers in turn, so that one is held in float32."""
+    """Merge stacked layers in turn, so that one at a time is held in float32."""
+    arguments = given.params, kernel, bias, given.gates
+
+    def layer(arguments: Any) -> Any:
+        return merge_layer(method, *arguments)
+
+    def flat(array: jax.Array) -> jax.Array:
+        return array.reshape(-1, *array.shape[len(stack) :])
+
+    def full(array: jax.Array) -> jax.Array:
+        return array.reshape(*stack, *array.shape[1:])
+
     if not stack:
-        return function(*arguments)
-    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(stack) :]), arguments)
-    results = lax.map(lambda args: function(*args), flat)
-    return jax.tree.map(lambda a: a.reshape(*stack, *a.shape[1:]), results)
+        return layer(arguments)
+    return jax.tree.map(full, lax.map(layer, jax.tree.map(flat, arguments)))

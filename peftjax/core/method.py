@@ -136,22 +136,9 @@ class Method:
                 f"{type(self).__name__}: expected x [..., in] and kernel [in, out], "
                 f"found x {tuple(x.shape)} and kernel {tuple(kernel.shape)}"
             )
-        b = 0.0 if bias is None else bias
-        return self.evaluate(p, x, kernel, b, key=key, gates=gates)
-
-    def evaluate(
-        self,
-        p: Params,
-        x: Any,
-        kernel: Any,
-        bias: Any,
-        *,
-        key: jax.Array | None = None,
-        gates: jax.Array | None = None,
-    ) -> Any:
-        """Call the formula; constant gates go to a `gated` one only."""
         constant = {} if gates is None else {"gates": gates}
-        return self.formula(p, x, kernel, bias, key=key, **constant)
+        b = 0.0 if bias is None else bias
+        return self.formula(p, x, kernel, b, key=key, **constant)
 
 
 class Rows:

@@ -19,7 +19,8 @@ def _name(key: Hashable) -> str:
             return str(name)
         case SequenceKey(idx=index):
             return str(index)
-    return str(key)
+        case _:
+            return str(key)
 
 
 def flatten(variables: Any) -> tuple[list[str | None], list[Any], Any]:
@@ -57,7 +58,7 @@ def nearest(wanted: str, paths: Sequence[str], n: int = 5) -> list[str]:
     return sorted(score, key=lambda path: (-score[path], path))[:n]
 
 
-def match(paths: Sequence[str], rules: Mapping[str, Method]) -> dict[str, Method]:
+def match(paths: Sequence[str], rules: Mapping[str, Any]) -> dict[str, Method]:
     """Return the method of each path that a rule decides; the first match wins.
 
     Args:

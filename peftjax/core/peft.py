@@ -245,7 +245,7 @@ class Peft:
         """Return the sum of the methods' own terms of the loss, a float32 scalar."""
         return jnp.asarray(
             sum(
-                _penalty(site, arrays.of_site(site, adapters))
+                _penalty(site, arrays.of_site(site, adapters).params)
                 for site in self.sites
                 if type(site.method).penalty is not Method.penalty
             ),

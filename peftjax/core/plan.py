@@ -69,6 +69,7 @@ class Planner(Rules):
         return results
 
     def while_loop(self, cond: Any, body: Any, carry: Any) -> Any:
+        # how often a loop runs is not known: it counts once
         cond(carry)
         return body(carry)
 
@@ -87,14 +88,7 @@ def plan(
     examples: int,
     flatten: bool,
 ) -> tuple[Site, ...]:
-    """Return the sites of a model in the order of its leaves.
-
-    Args:
-        closed: the model's jaxpr, its parameters first.
-        leaves: those parameters.
-        chosen: path to method.
-        examples: how many examples the traced call held, for FLOPs per example.
-        flatten: activations are flattened to `[tokens, in]`.
+    """Return the sites of a model, whose jaxpr has its leaves first, in their order.
 
     Raises:
         ValueError: a method does not fit its leaf; the message names the path.
@@ -160,6 +154,7 @@ def _canonical(site: Site, uses: Sequence[Use]) -> tuple[Site, list[str]]:
         axes = whole(site.shape)
         first = Use("dense", (), sum(axes[:-1], ()), axes[-1], 0)
     else:
+        # a tied table is an embedding first: its rows are the vocabulary
         first = next((use for use in uses if use.kind == "embedding"), uses[0])
     d_in, d_out = shape((first.d_in, first.d_out))
     site = replace(
@@ -251,9 +246,15 @@ def _merge_shapes(site: Site) -> tuple[Any, Any]:
     return jax.eval_shape(lambda p, k: merge_layer(site.method, p, k, None), p, kernel)
 
 
+def _merged(site: Site) -> tuple[Any, Any]:
+    """Return the shapes of the merged kernel and of the constant, if there is one."""
+    p, kernel = abstract(site)
+    return jax.eval_shape(lambda p, k: merge_layer(site.method, p, k, None), p, kernel)
+
+
 def _adds_constant(site: Site) -> bool:
     try:
-        return _merge_shapes(site)[1] is not None
+        return _merged(site)[1] is not None
     except NotMergeable:
         return False
 
@@ -261,7 +262,7 @@ def _adds_constant(site: Site) -> bool:
 def _must_merge(site: Site, how: str) -> None:
     """Raise where a site that has to be merged, or transposed, cannot be."""
     try:
-        _merge_shapes(site)
+        _merged(site)
     except ValueError as error:
         raise ValueError(
             f"{site.path}: this use of the weight needs the {how} form "

@@ -26,49 +26,36 @@ def run(
     given: Mapping[str, Given],
     adapter_key: jax.Array | None,
 ) -> list[jax.Array]:
-    """Evaluate a model with adapters.
-
-    Args:
-        closed: the model's jaxpr, its parameters first.
-        sites: of the plan.
-        leaves: the model's parameters.
-        dynamic: the other inputs.
-        adapters: `{path: {name: array}}`.
-        given: what is given to some sites beside their arrays.
-        adapter_key: of dropout, or None.
-    """
+    """Evaluate a model's jaxpr on `[*leaves, *dynamic]` with adapters."""
     values = arrays.replaced(sites, leaves, adapters, given)
     formulas = [site for site in sites if not site.method.replaces]
     merged = [site for site in formulas if not site.fast]
     values = merge_leaves(merged, values, adapters, given)
+    owners: dict[int, Site] = {}
     for site in formulas:
-        if site.fast:
-            values[site.index] = _weight(
-                site, values[site.index], adapters, given, adapter_key
-            )
-            if site.takes_bias:
-                bias = values[site.bias_index]
-                values[site.bias_index] = Leaf(bias, site.bias_index, whole(bias.shape))
-    runner = Runner({site.bias_index: site for site in formulas})
+        if not site.fast:
+            continue
+        if site.takes_bias and site.bias_index is not None:
+            owners[site.bias_index] = site
+            bias = values[site.bias_index]
+            values[site.bias_index] = Leaf(bias, site.bias_index, whole(bias.shape))
+        values[site.index] = Weight(
+            values[site.index],
+            site.index,
+            site.stored,
+            site=site,
+            given=arrays.of_site(site, adapters, given),
+            key=_key(site, adapter_key),
+        )
+    runner = Runner(owners)
     return runner.end(runner.walk(closed, [*values, *dynamic]), "returned by the model")
 
 
-def _weight(
-    site: Site,
-    value: Any,
-    adapters: Adapters,
-    given: Mapping[str, Given],
-    adapter_key: jax.Array | None,
-) -> Weight:
-    key = None
-    if adapter_key is not None:
-        key = jax.random.fold_in(adapter_key, site.index)
-        key = jax.random.split(key, site.stack) if site.stack else key
-    p = arrays.of_site(site, adapters)
-    beside = given.get(site.path, Given())
-    return Weight(
-        value, site.index, site.stored, site=site, params=p, given=beside, key=key
-    )
+def _key(site: Site, adapter_key: jax.Array | None) -> jax.Array | None:
+    if adapter_key is None:
+        return None
+    key = jax.random.fold_in(adapter_key, site.index)
+    return jax.random.split(key, site.stack) if site.stack else key
 
 
 class Runner(Rules):
@@ -78,13 +65,15 @@ class Runner(Rules):
     while_loop = staticmethod(lax.while_loop)
     switch = staticmethod(lax.switch)
     checkpoint = staticmethod(jax.checkpoint)
-    evaluate = staticmethod(jaxpr.evaluate)
 
-    def __init__(self, owners: Mapping[int | None, Site]) -> None:
+    def __init__(self, owners: Mapping[int, Site]) -> None:
         """Run; `owners` are the sites by the index of their bias."""
         super().__init__()
         self.owners = owners
         self.counts: dict[str, int] = {}
+
+    def evaluate(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
+        return jaxpr.evaluate(eqn, values)
 
     def used(self, product: Product, eqn: Any) -> Any:
         weight, use, site = product.weight, product.use, product.weight.site
@@ -93,6 +82,7 @@ class Runner(Rules):
         swapped = (use.d_in, use.d_out) == (d_out, d_in) and use.kind == "dense"
         if use.stack != site.atoms[0] or not (straight or swapped):
             return None
+        # transposed, only the linear part counts
         if site.takes_bias and straight:
             return product
         return product.compute(None, self._key(weight))
@@ -115,11 +105,8 @@ class Runner(Rules):
     def ended(self, symbol: Any, why: str) -> Any:
         if isinstance(symbol, Weight):
             return merge_used(symbol, why)
-        site = (
-            symbol.weight.site
-            if isinstance(symbol, Product)
-            else self.owners[symbol.index]
-        )
+        is_product = isinstance(symbol, Product)
+        site = symbol.weight.site if is_product else self.owners[symbol.index]
         raise ValueError(
             f"{site.path}: this call does not add the bias {site.bias} as the planned "
             f"one did ({why}); plan it with example arguments of this kind"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -116,20 +116,27 @@ class Site:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("gates", "is_base", "total"),
+    data_fields=("params", "gates", "is_base", "total"),
     meta_fields=(),
 )
 @dataclass(frozen=True)
 class Given:
-    """What a call gives to a site beside its own arrays.
+    """What a call gives to a site, the stacked axes in front.
 
     Attributes:
+        params: adapter arrays by name.
         gates: `[*stack, heads]`, constants for a gated method.
         is_base: `[*stack]` bool: this row of a bank runs the frozen layer.
         total: `[*stack, heads + 1]` zeros whose cotangent is the gates' sum, see
             `gates.observe`.
     """
 
+    params: dict[str, jax.Array] = field(default_factory=dict[str, jax.Array])
     gates: jax.Array | None = None
     is_base: jax.Array | None = None
     total: jax.Array | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the formula that only some calls have."""
+        return {} if self.gates is None else {"gates": self.gates}

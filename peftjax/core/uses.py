@@ -60,7 +60,7 @@ class Leaf(Symbol):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("value", "params", "given", "key"),
+    data_fields=("value", "given", "key"),
     meta_fields=("index", "view", "dropped", "site"),
 )
 @dataclass(frozen=True, eq=False)
@@ -69,14 +69,12 @@ class Weight(Leaf):
 
     Attributes:
         site: the static facts; while planning only those known before.
-        params: adapter arrays, the stacked axes still to come in front; none while
-            planning.
-        given: what the call gives beside them.
+        given: adapter arrays and what goes with them, the stacked axes still to come
+            in front; none while planning.
         key: dropout keys `[*stack]`, or None.
     """
 
     site: Site = field(kw_only=True)
-    params: dict[str, jax.Array] = field(default_factory=dict)
     given: Given = field(default_factory=Given)
     key: jax.Array | None = None
 
@@ -87,9 +85,8 @@ class Weight(Leaf):
         return tuple(axis for axis in self.site.atoms[0] if axis not in gone)
 
     def map(self, function: Callable[[jax.Array], jax.Array]) -> Weight:
-        carried = self.params, self.given, self.key
-        params, given, key = jax.tree.map(function, carried)
-        return replace(self, params=params, given=given, key=key)
+        given, key = jax.tree.map(function, (self.given, self.key))
+        return replace(self, given=given, key=key)
 
     def leading(self) -> Weight:
         place = partial(self.stack.index, self.view[0])
