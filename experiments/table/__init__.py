@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from experiments.table.fill import fill as fill
-from experiments.table.plan import folder as folder
-from experiments.table.plan import plan as plan
+from experiments.table.filling import fill as fill
+from experiments.table.planning import folder as folder
+from experiments.table.planning import plan as plan

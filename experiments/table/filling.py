@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments import finetune
 from experiments.preemption import Preempted
 from experiments.run import ProgramCache
-from experiments.table.plan import folder
+from experiments.table.planning import folder
 from experiments.workdir import RESULT, Busy, claimed
 
 POLL_SECONDS = 5.0
