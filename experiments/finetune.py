@@ -96,6 +96,11 @@ def work(
         "metric": one.outline.metric,
         "note": one.outline.note,
         "data": list(one.data.fingerprints),
+        "examples": {
+            "train": len(one.data.train["label"]),
+            "reported": len(one.data.test["label"]),
+        },
+        "majority": costs.majority(one.data.test["label"]),
         "config": plain(config),
         **circumstances(),
     }

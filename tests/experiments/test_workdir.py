@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.quickstart import config as quickstart
 from experiments import finetune, records, table
 from experiments.finetune import main
+from experiments.plan import folder as run_folder
+from experiments.tasks.task import Data
 from experiments.workdir import (
     BEST,
     CHECKPOINTS,
@@ -36,7 +39,8 @@ def training(monkeypatch):
         def __init__(self, config, cache):
             self.config = config
             self.outline = type("", (), {"metric": "accuracy", "note": ""})
-            self.data = type("", (), {"fingerprints": ()})
+            split = {"label": np.zeros(3, int)}
+            self.data = Data(split, split, split)
 
     def trained(run, folder, resume, stop):
         for name in (CHECKPOINTS, "adapter.json", "adapter.safetensors"):
@@ -228,7 +232,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, training, monkeyp
 
 def test_a_table_refuses_what_a_run_refuses(tmp_path, training):
     config = quickstart()
-    put(table.folder(tmp_path, config), f"{BEST}.json")
+    put(run_folder(tmp_path, config), f"{BEST}.json")
     for options in ({}, {"force": True}):
         with pytest.raises(ForeignFile, match=r"best\.json"):
             table.fill(tmp_path, [config], **options)

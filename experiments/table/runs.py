@@ -10,9 +10,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments import finetune
+from experiments.plan import folder
 from experiments.preemption import Stopped
 from experiments.run import ProgramCache
-from experiments.table.planning import folder
 from experiments.workdir import RESULT, Busy, claimed
 
 POLL_SECONDS = 5.0
