@@ -35,7 +35,7 @@ class Caption:
     Attributes:
         loud: what makes the scores optimistic; empty where nothing does.
         sentences: protocol and columns.
-        facts: those of them that a figure states too: seeds, splits, majority class.
+        facts: those of them that a figure states too: splits, seeds, majority class.
         failures: one line per run that failed.
         abandoned: one line per task and setting that the configuration has no longer.
         sources: one line per source of published numbers, and one for their metrics.
@@ -56,7 +56,7 @@ class Caption:
         return cls(
             _loud(table),
             tuple(_sentences(table)),
-            tuple(_facts(table)),
+            (*_scores(table), *_facts(table)),
             tuple(_failures(table.rows)),
             tuple(_abandoned(table.abandoned)),
             tuple(_sources(table)),
@@ -66,10 +66,7 @@ class Caption:
 
 def _sentences(table: Table) -> Iterable[str]:
     runs = [(row.label, run) for row in table.rows for run in row.runs]
-    metrics = {(x["task"], x["method"]): x["metric"] for x in table.results}
-    notes = {(x["task"], x["method"]): x["note"] for x in table.results}
-    if metrics:
-        yield f"Scores in percent: {_told(metrics)}; {_told(notes)}."
+    yield from _scores(table)
     yield from _facts(table)
     chosen = {
         (x, run.task): CHOSEN.get(run.selection, run.selection) for x, run in runs
@@ -92,6 +89,13 @@ def _sentences(table: Table) -> Iterable[str]:
             yield text
 
 
+def _scores(table: Table) -> Iterable[str]:
+    metrics = {(x["task"], x["method"]): x["metric"] for x in table.results}
+    notes = {(x["task"], x["method"]): x["note"] for x in table.results}
+    if metrics:
+        yield f"Scores in percent: {_told(metrics)}; {_told(notes)}."
+
+
 def _facts(table: Table) -> Iterable[str]:
     seeds: dict[tuple[str, str], str] = {}
     for row in table.rows:
@@ -101,17 +105,19 @@ def _facts(table: Table) -> Iterable[str]:
     single = all(seed.isdecimal() for seed in seeds.values())
     shown = "one run each, so that no spread is shown"
     several = "mean ± sample standard deviation of the finished"
-    yield f"Seeds {_told(seeds)}: {shown if single else several}."
-    sizes, majority = {}, {}
+    by_task = {(task, label): told for (label, task), told in seeds.items()}
+    told = min(_told(seeds), _told(by_task), key=len)
+    yield f"Seeds {told}: {shown if single else several}."
+    trained, reported, majority = {}, {}, {}
     for result in table.results:
         key = result["task"], ""
         if found := result.get("examples"):
-            train, reported = f"{found['train']:,}", f"{found['reported']:,}"
-            sizes[key] = f"{train} examples, reported on {reported}"
+            trained[key] = f"{found['train']:,}"
+            reported[key] = f"{found['reported']:,}"
         if (share := result.get("majority")) is not None:
             majority[key] = f"{100 * share:.1f} %"
-    if sizes:
-        yield f"Trained on {_told(sizes)}."
+    if trained:
+        yield f"Examples trained on: {_told(trained)}; reported: {_told(reported)}."
     if majority:
         yield f"Majority class: {_told(majority)}."
 

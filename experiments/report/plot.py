@@ -35,17 +35,16 @@ def draw(table: Table, caption: Caption) -> Any:
     height = 4.5 + below * (0.9 + 0.2 * len(table.rows))
     across = min(ACROSS, len(panels))
     figure = Figure(figsize=(max(7.0, 2.4 * across), height), layout="constrained")
-    top: Any = figure
-    if panels:
-        halves: Any = figure.subfigures(2, 1, height_ratios=(4.5, height - 4.5))
-        top, bottom = halves
-        _panels(bottom, table)
+    heights = (4.5, height - 4.5) if panels else (4.5,)
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
+    top, *bottom = parts if panels else (parts,)
+    for part in bottom:
+        _panels(part, table)
     axes = top.subplots()
     drawn = _against_size(axes, table)
-    width = int(16 * figure.get_figwidth())
-    facts = "\n".join(textwrap.wrap(" ".join(caption.facts), width))
-    axes.set_title(facts, fontsize=7, loc="right", color="dimgray")
-    axes.set_title(table.name, fontsize="large", pad=8 + 10 * (facts.count("\n") + 1))
+    top.suptitle(table.name, fontsize="large")
+    facts = textwrap.wrap(" ".join(caption.facts), int(16 * figure.get_figwidth()))
+    axes.set_title("\n".join(facts), fontsize=7, color="dimgray")
     if caption.loud:
         figure.suptitle(caption.loud, color="firebrick", fontweight="bold", fontsize=9)
     figure.draw_without_rendering()  # so that the axes have their place

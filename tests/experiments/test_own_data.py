@@ -133,6 +133,23 @@ def test_what_is_wrong_is_one_line(data, encoder, tmp_path, name, change, told):
     assert told in message and len(message.splitlines()) == 1
 
 
+def test_too_few_examples_are_told(data, encoder, tmp_path):
+    folder = tmp_path / "photos" / "a"
+    folder.mkdir(parents=True)
+    Image.new("L", (4, 4)).save(folder / "1.png")
+    (tmp_path / "photos" / "b").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "photos" / "b" / "1.png")
+    (tmp_path / "reviews.jsonl").write_text(
+        '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n'
+    )
+    for given in (
+        arguments("own_images.py", tmp_path, MODELS / "vit", tmp_path),
+        text(tmp_path, encoder, tmp_path),
+    ):
+        with pytest.raises(SystemExit, match=r"class '\w': expected at least 3 exam"):
+            main([*given, "--workdir", str(tmp_path / "run")])
+
+
 def test_a_damaged_image_is_named(data, tmp_path):
     for number in range(20):
         for kind in ("a", "b"):

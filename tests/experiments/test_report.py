@@ -298,7 +298,7 @@ def test_seeds_splits_and_the_majority_class_are_stated(tmp_path):
     written(fill(tmp_path / "one", one))
     told = below(tmp_path / "one")
     assert "Seeds 0: one run each, so that no spread is shown." in told
-    assert "Trained on 800 examples, reported on 100." in told
+    assert "Examples trained on: 800; reported: 100." in told
     assert "Majority class: 69.1 % (cola), 68.4 % (mrpc)." in told
     assert "±" not in (tmp_path / "one" / "table.md").read_text()
     two = [result("cola", "lora", seed, 0.5, **facts("cola")) for seed in (0, 1)]
@@ -318,7 +318,7 @@ def test_the_figure_states_them_too_and_its_bars_end_at_100(tmp_path):
     drawn = table(plan["name"], found, plan["table"])
     figure = plot.draw(drawn, Caption.of(drawn))
     texts = " ".join(" ".join(x.get_text().split()) for x in figure.findobj(Text))
-    for told in ("Seeds 0, 1", "reported on 100", "Majority class: 69.1 %"):
+    for told in ("test split", "Seeds 0, 1", "reported: 100", "Majority class: 69.1 %"):
         assert told in texts
     bars = [bar for bar in figure.findobj(LineCollection) if len(bar.get_segments())]
     ends = [end for bar in bars for line in bar.get_segments() for end in line]
