@@ -20,13 +20,13 @@ from ml_collections import ConfigDict
 from experiments.arguments import UnknownName, pairs
 from experiments.checks import UnfitSettings, check
 from experiments.overrides import override
-from experiments.preemption import RESUME_ME, Preempted
+from experiments.preemption import RESUME_ME, Stopped
 from experiments.tasks.task import UnreadableData
 from experiments.workdir import DamagedFile
 from peftjax.hub.tensors import AdapterFileError
 from peftjax.models.files import CheckpointError as ModelError
 from peftjax.training.checkpoint import CheckpointError
-from peftjax.training.loop import NonFiniteLoss
+from peftjax.training.loop import NonFiniteLoss, Preempted
 
 CHOICES = ("task", "method", "seed")  # the other settings follow from them
 
@@ -206,7 +206,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         logging.getLogger("absl").setLevel(logging.WARNING)
         try:
             return main(argv)
-        except Preempted as error:
+        except (Preempted, Stopped) as error:
             print(error, file=sys.stderr)
             raise SystemExit(RESUME_ME) from error
         except EXPECTED as error:

@@ -1,4 +1,4 @@
-"""What a method costs beside its score: parameters, merging error, step time."""
+"""What stands beside a score: parameters, merging error, step time, the majority."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ from experiments.measure import interleave, ratio
 from peftjax.hub.tensors import save_tree
 
 HEAD = "(head|classifier|pooler)/.*"
+
+
+def majority(labels: np.ndarray) -> float | None:
+    """Return the share of the largest class; None of scores.
+
+    >>> majority(np.array([0, 1, 1, 2]))
+    0.5
+    """
+    if not np.issubdtype(labels.dtype, np.integer):
+        return None
+    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
 
 
 def size(peft: pj.Peft) -> dict[str, Any]:

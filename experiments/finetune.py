@@ -68,6 +68,7 @@ def run(
         FileExistsError: the folder holds a run and `resume` is off, one of other
             settings, or files that are no run's.
         DamagedFile: a file of the run is not whole.
+        Preempted: it was asked to stop, and can be resumed.
     """
     with claimed(workdir) as folder:
         if force:
@@ -95,6 +96,11 @@ def work(
         "metric": one.outline.metric,
         "note": one.outline.note,
         "data": list(one.data.fingerprints),
+        "examples": {
+            "train": len(one.data.train["label"]),
+            "reported": len(one.data.test["label"]),
+        },
+        "majority": costs.majority(one.data.test["label"]),
         "config": plain(config),
         **circumstances(),
     }
@@ -128,6 +134,7 @@ def _trained(
         evaluate=selection.watch(),
         eval_every=selection.every,
         resume=resume,
+        stop=stop,
     )
     last = jax.device_get(one.peft.combine(state.trainable, state.frozen))
     step, adapters = selection.chosen(last)

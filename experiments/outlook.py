@@ -37,6 +37,7 @@ class Prospect:
         without_head: of them, those outside the head.
         optimizer: numbers in the optimizer's state.
         steps: updates.
+        counted: whether they are of the data that is there, or of its published size.
         rates: the learning rate of the first update, the highest, that of the last.
     """
 
@@ -46,6 +47,7 @@ class Prospect:
     without_head: int
     optimizer: int
     steps: int
+    counted: bool
     rates: tuple[float, float, float]
 
 
@@ -72,7 +74,8 @@ def show(configs: Sequence[ConfigDict], workdir: Path | None = None) -> None:
     """Print, for every task and method, trainable parameters and the published count.
 
     Model, rules, schedule and optimizer of each run are built on shapes: nothing is
-    read and nothing computed but learning rates.
+    read but the size of the data, where it is there, and nothing computed but learning
+    rates.
 
     Args:
         configs: the runs; of several seeds the first counts.
@@ -102,6 +105,8 @@ def show(configs: Sequence[ConfigDict], workdir: Path | None = None) -> None:
             f"{one.method:12}{sizes:>26}{one.trainable:16,.0f}{millions:>11}  "
             f"{one.verdict}"
         )
+    counted = sum(run.counted for run in runs)
+    print(f"steps: {counted} of {len(runs)} runs by the data there, else as published")
     print(f"{len(runs)} runs build")
     if workdir is not None:
         document = {"runs": runs, "methods": found}
@@ -118,7 +123,8 @@ def prospect(config: ConfigDict, plans: Plans | None = None) -> Prospect:
     trainable, _ = peft.partition(adapters)
     sizes = {path: _size(arrays) for path, arrays in trainable.items()}
     heads = sum(size for path, size in sizes.items() if re.fullmatch(HEAD, path))
-    steps, epoch = checks.length(config, outline.examples)
+    there = tasks.family(config).count(config)
+    steps, epoch = checks.length(config, there or outline.examples)
     descent = optimizer(config.optim, steps, epoch)
     total = sum(sizes.values())
     return Prospect(
@@ -128,6 +134,7 @@ def prospect(config: ConfigDict, plans: Plans | None = None) -> Prospect:
         without_head=total - heads,
         optimizer=_size(jax.eval_shape(descent.init, trainable)),
         steps=steps,
+        counted=there is not None,
         rates=_rates(config, steps, epoch),
     )
 

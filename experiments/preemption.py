@@ -12,8 +12,8 @@ RESUME_ME = getattr(os, "EX_TEMPFAIL", 75)  # exit status, as sysexits.h has it
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(Exception):
-    """Work was stopped where it can be resumed."""
+class Stopped(Exception):
+    """A table was stopped between two runs, and can be resumed."""
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from experiments import checks, tasks
 from experiments.measure import bound, forward
 from experiments.optimizer import optimizer
 from experiments.records import digest
-from experiments.tasks.task import Data, Outline, UnreadableData
+from experiments.tasks.task import Data, Outline, reading
 from peftjax.data.pipeline import eval_batches, train_batches
 from peftjax.hub import files
 from peftjax.parallel.mesh import make_mesh
@@ -110,7 +110,8 @@ class Run:
         family = tasks.family(config)
         self.config = config
         self.outline: Outline = family.outline(config)
-        self.data = _data(family, config, choose)
+        with reading(f"{config.name}, {config.task}"):
+            self.data: Data = family.data(config, choose)
         self.steps, self.steps_per_epoch = checks.length(
             config, len(self.data.train["label"])
         )
@@ -147,13 +148,6 @@ class Run:
     def score(self, adapters: Any, split: Mapping[str, Any]) -> dict[str, float]:
         """Return all metrics of a split."""
         return self.outline.score(split["label"], self.outputs(adapters, split))
-
-
-def _data(family: Any, config: ConfigDict, choose: bool) -> Data:
-    try:
-        return family.data(config, choose)
-    except ValueError as error:  # of a damaged file, a label out of range, ...
-        raise UnreadableData(f"{config.name}, {config.task}: {error}") from error
 
 
 def _started(one: Run) -> Any:

@@ -24,6 +24,7 @@ from experiments.checks import check
 from experiments.claims import alone
 from experiments.records import digest, settings
 from experiments.run import ProgramCache, Run
+from experiments.workdir import DamagedFile
 from peftjax import storage
 from peftjax.training.metrics import read_metrics
 
@@ -43,7 +44,12 @@ def score(config: ConfigDict, cache: ProgramCache | None = None) -> float:
 def read(file: Path) -> dict[str, Any]:
     """Return the lines of the file by their key; a last one cut short is left out."""
     lines = read_metrics(file) if file.exists() else []
-    return {line["key"]: line for line in lines}
+    try:
+        return {line["key"]: {**line, "score": line["score"]} for line in lines}
+    except (KeyError, TypeError) as error:
+        raise DamagedFile(
+            f"{file}: expected lines of a sweep; choose another --workdir"
+        ) from error
 
 
 def add(file: Path, found: dict[str, Any]) -> dict[str, Any]:

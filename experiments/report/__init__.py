@@ -7,12 +7,13 @@ run; runs that failed or are missing are shown as such.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from experiments.claims import alone
 from experiments.report import caption, formats, latex, plot
 from experiments.report.rows import table
 from experiments.report.runs import read
-from experiments.workdir import PLAN
+from experiments.workdir import PLAN, ForeignFile
 from peftjax import storage
 
 
@@ -24,6 +25,7 @@ def write(workdir: Path) -> None:
     Raises:
         FileNotFoundError: no run was ever planned in the folder.
         DamagedFile: a file is no JSON, or lacks what the table is made of.
+        ForeignFile: a file of such a name is there that is not the table's.
         UnknownName: of a published number, in the table's configuration.
     """
     if not (workdir / PLAN).is_file():
@@ -42,9 +44,23 @@ def _write(workdir: Path) -> None:
         "table.tex": latex.latex(found, text).encode(),
         "table.png": plot.png(found, text),
     }
+    names = sorted([*files, "table.json"])
+    _own(workdir, plan, names)
     storage.write_json(workdir / "table.json", formats.document(found, text))
     for name, content in files.items():
         with storage.replacing(workdir / name) as new:
             new.write_bytes(content)
     formats.show(found, text)
     print(f"Written: {workdir}/{', '.join([*files, 'table.json'])}")
+
+
+def _own(workdir: Path, plan: dict[str, Any], names: list[str]) -> None:
+    """Note in the plan which files are the table's; refuse to replace another's."""
+    for name in names:
+        if (workdir / name).exists() and name not in plan.get("files", ()):
+            raise ForeignFile(
+                f"{workdir / name}: not written by this table, which would replace it; "
+                "move it"
+            )
+    if plan.get("files") != names:
+        storage.write_json(workdir / PLAN, {**plan, "files": names})

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments import cli
+from experiments.plan import drop_abandoned
 from experiments.report import write
 
 
@@ -16,7 +17,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "DIR", type=cli.folder, help="the --workdir of experiments.table"
     )
-    write(parser.read(argv).DIR)
+    parser.flag(
+        "--drop-abandoned",
+        action="store_true",
+        help="take runs of settings that the configuration no longer has out of the "
+        "plan; their folders stay",
+    )
+    options = parser.read(argv)
+    if options.drop_abandoned:
+        for place in drop_abandoned(options.DIR):
+            print(f"dropped {place}")
+    write(options.DIR)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.report.rows import Row, Table
-from experiments.report.scores import AVERAGE
+from experiments.report.runs import Run
+from experiments.report.scores import AVERAGE, Score, score
 
 CHOSEN = {
     "last": "after the last step",
@@ -34,14 +35,18 @@ class Caption:
     Attributes:
         loud: what makes the scores optimistic; empty where nothing does.
         sentences: protocol and columns.
+        facts: those of them that a figure states too: splits, seeds, majority class.
         failures: one line per run that failed.
+        abandoned: one line per task and setting that the configuration has no longer.
         sources: one line per source of published numbers, and one for their metrics.
         circumstances: one line per hardware and versions, and the dates.
     """
 
     loud: str
     sentences: tuple[str, ...]
+    facts: tuple[str, ...]
     failures: tuple[str, ...]
+    abandoned: tuple[str, ...]
     sources: tuple[str, ...]
     circumstances: tuple[str, ...]
 
@@ -51,7 +56,9 @@ class Caption:
         return cls(
             _loud(table),
             tuple(_sentences(table)),
+            (*_scores(table), *_facts(table)),
             tuple(_failures(table.rows)),
+            tuple(_abandoned(table.abandoned)),
             tuple(_sources(table)),
             tuple(_circumstances(table.results)),
         )
@@ -59,24 +66,19 @@ class Caption:
 
 def _sentences(table: Table) -> Iterable[str]:
     runs = [(row.label, run) for row in table.rows for run in row.runs]
-    metrics = {(x["task"], x["method"]): x["metric"] for x in table.results}
-    notes = {(x["task"], x["method"]): x["note"] for x in table.results}
-    if metrics:
-        yield f"Scores in percent: {_told(metrics)}; {_told(notes)}."
-    seeds: dict[tuple[str, str], str] = {}
-    for label, run in runs:
-        key = label, run.task
-        seeds[key] = f"{seeds[key]}, {run.seed}" if key in seeds else f"{run.seed}"
-    yield f"Seeds {_told(seeds)}: mean ± sample standard deviation of the finished."
+    yield from _scores(table)
+    yield from _facts(table)
     chosen = {
         (x, run.task): CHOSEN.get(run.selection, run.selection) for x, run in runs
     }
     yield f"Evaluated {_told(chosen)}."
     if table.groups:
-        groups = {(task, ""): table.groups[task] for task in table.tasks}
+        groups = {(task, ""): table.groups[task] for task in table.averaged}
         yield f"Average: mean of the means of the groups {_told(groups)}."
     elif AVERAGE in table.columns:
-        yield "Average: mean over the tasks."
+        left = [task for task in table.tasks if task not in table.averaged]
+        without = f", {', '.join(left)} left out" if left else ""
+        yield f"Average: mean over the tasks{without}."
     if _sources(table):
         yield (
             "In brackets: the published number, our difference from it; averages are "
@@ -85,6 +87,39 @@ def _sentences(table: Table) -> Iterable[str]:
     for name, text in COSTS.items():
         if any(row.values(name) for row in table.rows):
             yield text
+
+
+def _scores(table: Table) -> Iterable[str]:
+    metrics = {(x["task"], x["method"]): x["metric"] for x in table.results}
+    notes = {(x["task"], x["method"]): x["note"] for x in table.results}
+    if metrics:
+        yield f"Scores in percent: {_told(metrics)}; {_told(notes)}."
+
+
+def _facts(table: Table) -> Iterable[str]:
+    seeds: dict[tuple[str, str], str] = {}
+    for row in table.rows:
+        for run in row.runs:
+            key = row.label, run.task
+            seeds[key] = f"{seeds[key]}, {run.seed}" if key in seeds else f"{run.seed}"
+    single = all(seed.isdecimal() for seed in seeds.values())
+    shown = "one run each, so that no spread is shown"
+    several = "mean ± sample standard deviation of the finished"
+    by_task = {(task, label): told for (label, task), told in seeds.items()}
+    told = min(_told(seeds), _told(by_task), key=len)
+    yield f"Seeds {told}: {shown if single else several}."
+    trained, reported, majority = {}, {}, {}
+    for result in table.results:
+        key = result["task"], ""
+        if found := result.get("examples"):
+            trained[key] = f"{found['train']:,}"
+            reported[key] = f"{found['reported']:,}"
+        if (share := result.get("majority")) is not None:
+            majority[key] = f"{100 * share:.1f} %"
+    if trained:
+        yield f"Examples trained on: {_told(trained)}; reported: {_told(reported)}."
+    if majority:
+        yield f"Majority class: {_told(majority)}."
 
 
 def _loud(table: Table) -> str:
@@ -116,6 +151,15 @@ def _failures(rows: Iterable[Row]) -> Iterable[str]:
                 )
     for (label, task, reason), failed in seeds.items():
         yield f"{label}, {task}, seed {', '.join(failed)} failed: {reason}"
+
+
+def _abandoned(runs: Iterable[Run]) -> Iterable[str]:
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        key = f"{run.method}, {run.task}, settings {run.settings}"
+        parts.setdefault(key, []).append(run)
+    for key, own in parts.items():
+        yield f"abandoned, no part of the table: {key}: {score(Score.of(own, None))}"
 
 
 def _sources(table: Table) -> list[str]:

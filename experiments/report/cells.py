@@ -7,7 +7,7 @@ from statistics import mean, median
 from typing import Any
 
 from experiments.report.rows import Row, Table
-from experiments.report.scores import AVERAGE, Score
+from experiments.report.scores import AVERAGE, score
 
 
 def grid(table: Table) -> tuple[list[str], list[list[str]]]:
@@ -23,27 +23,6 @@ def grid(table: Table) -> tuple[list[str], list[list[str]]]:
 def ours(row: Row, column: str) -> str:
     """Return a score, with its deviation and the runs that lack."""
     return score(row.scores[column], "runs" if column == AVERAGE else "seeds")
-
-
-def score(found: Score, unit: str = "seeds") -> str:
-    """Return a score, with its deviation and the runs that lack.
-
-    >>> score(Score(71.23, 0.31, 2, 1, 0, None))
-    '71.2 ± 0.3 (1 of 3 failed)'
-    >>> score(Score(None, None, 0, 0, 3, None))
-    'missing'
-    """
-    planned = found.finished + found.failed + found.missing
-    missing = f", {found.missing} missing" if found.missing else ""
-    failed = f"{found.failed} of {planned} failed{missing}"
-    if found.mean is None:
-        if found.failed:
-            return failed if missing else "failed"
-        return "missing" if planned else ""
-    spread = "" if found.std is None else f" ± {found.std:.1f}"
-    finished = f"{found.finished} of {planned} {unit}" if missing else ""
-    lack = failed if found.failed else finished
-    return f"{found.mean:.1f}{spread}" + (f" ({lack})" if lack else "")
 
 
 def theirs(row: Row, column: str) -> str:

@@ -27,6 +27,7 @@ def markdown(table: Table, caption: Caption) -> str:
         f"**{caption.loud}**" if caption.loud else "",
         " ".join(caption.sentences),
         "\n".join(f"- {line}" for line in caption.failures),
+        "\n".join(f"- {line}" for line in caption.abandoned),
         "\n".join(f"- {line}" for line in caption.sources),
         "; ".join(caption.circumstances),
     ]
@@ -80,7 +81,12 @@ def show(table: Table, caption: Caption) -> None:
     # Lines that the terminal wraps are read more easily than folded cells.
     width = Console(width=10_000).measure(screen).maximum
     Console(width=max(width, Console().width)).print(screen)
-    for line in (caption.loud, " ".join(caption.sentences), *caption.failures):
+    for line in (
+        caption.loud,
+        " ".join(caption.sentences),
+        *caption.failures,
+        *caption.abandoned,
+    ):
         if line:
             print(line)
 

@@ -35,7 +35,12 @@ def latex(table: Table, caption: Caption) -> str:
     """
     loud = rf" \textbf{{{_escaped(caption.loud)}}}" if caption.loud else ""
     circumstances = "; ".join(caption.circumstances)
-    notes = [*caption.failures, *caption.sources, circumstances]
+    notes = [
+        *caption.failures,
+        *caption.abandoned,
+        *caption.sources,
+        circumstances,
+    ]
     told = [*caption.sentences, *(f"{note}." for note in notes if note)]
     lines = [
         r"% \usepackage{booktabs,graphicx}",

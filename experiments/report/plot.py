@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from statistics import mean
 from typing import Any
 
 from experiments.report.caption import Caption
-from experiments.report.cells import score
 from experiments.report.labels import label
 from experiments.report.rows import Table
-from experiments.report.scores import AVERAGE
+from experiments.report.scores import AVERAGE, Score, score
 
 OURS, THEIRS, GRID = "#1f4e79", "#c8641e", {"alpha": 0.25, "linewidth": 0.6}
 ACROSS = 5  # panels beside each other
@@ -21,6 +21,13 @@ HOLLOW = {"marker": "D", "s": 26, "facecolors": "none", "edgecolors": THEIRS}
 
 def png(table: Table, caption: Caption) -> bytes:
     """Return the picture of a table."""
+    stream = io.BytesIO()
+    draw(table, caption).savefig(stream, format="png", dpi=150)
+    return stream.getvalue()
+
+
+def draw(table: Table, caption: Caption) -> Any:
+    """Return the figure of a table."""
     from matplotlib.figure import Figure
 
     panels = table.tasks if len(table.tasks) > 1 else ()
@@ -28,31 +35,38 @@ def png(table: Table, caption: Caption) -> bytes:
     height = 4.5 + below * (0.9 + 0.2 * len(table.rows))
     across = min(ACROSS, len(panels))
     figure = Figure(figsize=(max(7.0, 2.4 * across), height), layout="constrained")
-    top: Any = figure
-    if panels:
-        halves: Any = figure.subfigures(2, 1, height_ratios=(4.5, height - 4.5))
-        top, bottom = halves
-        _panels(bottom, table)
+    heights = (4.5, height - 4.5) if panels else (4.5,)
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
+    top, *bottom = parts if panels else (parts,)
+    for part in bottom:
+        _panels(part, table)
     axes = top.subplots()
     drawn = _against_size(axes, table)
-    axes.set_title(table.name, fontsize="large")
+    top.suptitle(table.name, fontsize="large")
+    facts = textwrap.wrap(" ".join(caption.facts), int(16 * figure.get_figwidth()))
+    axes.set_title("\n".join(facts), fontsize=7, color="dimgray")
     if caption.loud:
         figure.suptitle(caption.loud, color="firebrick", fontweight="bold", fontsize=9)
     figure.draw_without_rendering()  # so that the axes have their place
     label(axes, **drawn)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    return stream.getvalue()
+    return figure
+
+
+def _spread(found: Score) -> Any:
+    """Return how far a bar reaches below and above: none of one seed, 100 at most."""
+    if found.std is None or found.mean is None:
+        return None
+    return [[found.std], [min(found.std, max(100 - found.mean, 0.0))]]
 
 
 def _against_size(axes: Any, table: Table) -> dict[str, list[Any]]:
     """Draw the last column against the trainable parameters; return what is there."""
-    column, points, bars = table.columns[-1], [], []
+    column, points, bars = table.summary, [], []
     for row in table.rows:
         found, sizes = row.scores[column], row.values("trainable")
         if found.mean is not None:
             size, spread = mean(sizes), found.std or 0.0
-            axes.errorbar(size, found.mean, spread, **BAR)
+            axes.errorbar(size, found.mean, _spread(found), **BAR)
             points.append((row.label, size, found.mean))
             bars.append((size, found.mean, spread))
             if found.published is not None:
@@ -93,7 +107,7 @@ def _panels(figure: Any, table: Table) -> None:
                 axes.text(0.97, place, score(found), **across_axes, **lacks)
             else:
                 bar = {**BAR, "mfc": OURS if found.mean == max(means) else "white"}
-                axes.errorbar(found.mean, place, xerr=found.std or 0.0, **bar)
+                axes.errorbar(found.mean, place, xerr=_spread(found), **bar)
             if found.published is not None:
                 axes.scatter(found.published.value, place, zorder=3, **HOLLOW)
         axes.set_yticks(places, [row.label for row in table.rows], fontsize=7)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.arguments import UnknownName
@@ -47,19 +47,28 @@ class Table:
     Attributes:
         name: of the table.
         tasks: the columns, in order.
+        averaged: those of them that the average is over.
         groups: the group of each task, where the average is one of group means.
         rows: in order.
+        abandoned: runs of settings that the configuration no longer has.
     """
 
     name: str
     tasks: tuple[str, ...]
+    averaged: tuple[str, ...]
     groups: Mapping[str, str]
     rows: tuple[Row, ...]
+    abandoned: tuple[Run, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The tasks and, where there are several, `AVERAGE`."""
-        return (*self.tasks, AVERAGE) if len(self.tasks) > 1 else self.tasks
+        """The tasks and, where several are averaged, `AVERAGE`."""
+        return (*self.tasks, AVERAGE) if len(self.averaged) > 1 else self.tasks
+
+    @property
+    def summary(self) -> str:
+        """The column that stands for all."""
+        return AVERAGE if len(self.averaged) > 1 else (self.averaged or self.tasks)[-1]
 
     @property
     def results(self) -> list[Mapping[str, Any]]:
@@ -73,35 +82,56 @@ def table(name: str, runs: Sequence[Run], settings: Mapping[str, Any]) -> Table:
     Args:
         name: of the table.
         runs: in the order of rows and columns.
-        settings: `config.table`: its `groups`, `all_tasks` and `published`, if any.
+        settings: `config.table`: its `groups`, `all_tasks`, `not_averaged` and
+            `published`, if any.
 
     Raises:
         UnknownName: a task without a group, or what `published` says does not exist.
     """
     numbers, groups = Numbers.of(settings), dict(settings.get("groups") or {})
-    tasks = tuple(_order(runs, settings))
+    current = [run for run in runs if not run.abandoned]
+    tasks = tuple(_order(current, settings))
     if groups and (left := [task for task in tasks if task not in groups]):
         raise UnknownName(f"{name}: table.groups has no group for {', '.join(left)}")
+    shown_only = settings.get("not_averaged") or ()
+    found = Table(
+        name,
+        tasks,
+        averaged=tuple(task for task in tasks if task not in shown_only),
+        groups=groups,
+        rows=(),
+        abandoned=tuple(run for run in runs if run.abandoned),
+    )
     complete = set(tasks) == set(settings.get("all_tasks", ()))
-    part_of = _parts(runs)
-    parts: dict[tuple[str, str], list[Run]] = {}
+    labelled = _labelled(current)
+    rows = [_row(found, label, own, numbers, complete) for label, own in labelled]
+    return replace(found, rows=tuple(rows))
+
+
+def _row(
+    found: Table, label: str, own: Sequence[Run], numbers: Numbers, complete: bool
+) -> Row:
+    method = own[0].method
+    scores = {
+        task: Score.of([x for x in own if x.task == task], numbers.score(method, task))
+        for task in found.tasks
+    }
+    if len(found.averaged) > 1:
+        part = {task: scores[task] for task in found.averaged}
+        public = published_average(numbers, method, part, found.groups, complete)
+        counted = [run for run in own if run.task in part]
+        scores[AVERAGE] = averaged(counted, part, found.groups, public)
+    return Row(label, method, tuple(own), scores)
+
+
+def _labelled(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Return the runs of each row, and its label."""
+    part_of, parts = _parts(runs), {}
     for run in runs:
         part = part_of[run.method](run)
-        parts.setdefault((run.method, part), []).append(run)
-    rows = []
-    for (method, part), own in parts.items():
-        scores = {
-            task: Score.of(
-                [x for x in own if x.task == task], numbers.score(method, task)
-            )
-            for task in tasks
-        }
-        if len(tasks) > 1:
-            public = published_average(numbers, method, scores, groups, complete)
-            scores[AVERAGE] = averaged(own, scores, groups, public)
-        label = f"{method} ({part})" if part else method
-        rows.append(Row(label, method, tuple(own), scores))
-    return Table(name, tasks, groups, tuple(rows))
+        label = f"{run.method} ({part})" if part else run.method
+        parts.setdefault(label, []).append(run)
+    return [*parts.items()]
 
 
 def _order(runs: Iterable[Run], settings: Mapping[str, Any]) -> list[str]:

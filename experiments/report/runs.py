@@ -29,6 +29,7 @@ class Run:
         settings: hash of all settings but task, method and seed.
         variant: what the command line said of them, `"optim.lr=0.002"` for one.
         result: what it left; empty where it left nothing.
+        abandoned: the configuration has other settings now.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Run:
     settings: str
     result: Mapping[str, Any]
     variant: str = ""
+    abandoned: bool = False
 
     @property
     def score(self) -> float | None:
@@ -76,7 +78,7 @@ def read(workdir: Path) -> tuple[dict[str, Any], list[Run]]:
     plan = document(file, ("name", "table", "runs"), REMEDY)
     for run in plan["runs"]:
         check_keys(file, run, ("folder", "selection", *NAMES), REMEDY)
-    if not plan["runs"]:
+    if all(run.get("abandoned") for run in plan["runs"]):
         raise DamagedFile(f"{file}: expected runs, found none; {REMEDY}")
     places = [(workdir / run["folder"]).resolve() for run in plan["runs"]]
     if twice := [place for place in places if places.count(place) > 1]:
@@ -100,6 +102,7 @@ def _run(workdir: Path, planned: Mapping[str, Any]) -> Run:
         )
     names = {name: planned[name] for name in (*NAMES, "selection")}
     names["variant"] = planned.get("variant", "")
+    names["abandoned"] = bool(planned.get("abandoned"))
     settings = place.parent.name.removeprefix(f"{planned['method']}-")
     file = place / RESULT
     if not file.exists():

@@ -51,6 +51,27 @@ class Score:
         return self.mean - self.published.value
 
 
+def score(found: Score, unit: str = "seeds") -> str:
+    """Return a score, with its deviation and the runs that lack.
+
+    >>> score(Score(71.23, 0.31, 2, 1, 0, None))
+    '71.2 ± 0.3 (1 of 3 failed)'
+    >>> score(Score(None, None, 0, 0, 3, None))
+    'missing'
+    """
+    planned = found.finished + found.failed + found.missing
+    missing = f", {found.missing} missing" if found.missing else ""
+    failed = f"{found.failed} of {planned} failed{missing}"
+    if found.mean is None:
+        if found.failed:
+            return failed if missing else "failed"
+        return "missing" if planned else ""
+    spread = "" if found.std is None else f" ± {found.std:.1f}"
+    finished = f"{found.finished} of {planned} {unit}" if missing else ""
+    lack = failed if found.failed else finished
+    return f"{found.mean:.1f}{spread}" + (f" ({lack})" if lack else "")
+
+
 def average(scores: Mapping[str, float], groups: Mapping[str, str]) -> float:
     """Return the mean of the group means, or of all tasks where there are no groups.
 

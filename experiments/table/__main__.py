@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, outlook, report, table
 from experiments.arguments import known
+from experiments.plan import plan
 from experiments.preemption import stop_on_signals
 
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     workdir = options.workdir or Path(f"runs/{config.name}")
     cli.keep_programs(config.paths.cache)
-    table.plan(config, workdir, configs, options.config.variant())
+    plan(config, workdir, configs, options.config.variant())
     with stop_on_signals() as stop:
         table.fill(workdir, configs, force=options.force, stop=stop)
     report.write(workdir)

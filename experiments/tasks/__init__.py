@@ -2,8 +2,8 @@
 
 `outline(config)` says all that follows from the configuration alone: model, loss,
 metric, sizes; of your own data, also what checkpoint and classes say. `base(config,
-outline)` reads or makes the frozen weights, and `data(config, choose)` reads the
-examples.
+outline)` reads or makes the frozen weights, `data(config, choose)` reads the examples,
+and `count(config)` is how many there are to train on, None where none are there.
 """
 
 from __future__ import annotations

@@ -47,6 +47,10 @@ def data(config: ConfigDict, choose: bool) -> Data:
     return Data(train, None if choose else test, validation)
 
 
+def count(config: ConfigDict) -> int:
+    return len(_splits(config.data)[0]["label"])
+
+
 def loss(apply, batch, key):
     """Return the cross-entropy of each image of a batch."""
     return cross_entropy(apply(batch["image"]), batch["label"])

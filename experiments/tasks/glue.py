@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import peftjax as pj
 from experiments.arguments import known
 from experiments.tasks.task import Data, Outline, held_out, take
-from peftjax.data import glue
+from peftjax.data import glue, source
 from peftjax.models.bert import Bert, BertConfig
 from peftjax.models.deberta import Deberta, DebertaConfig
 from peftjax.models.files import CheckpointError
@@ -93,6 +93,16 @@ def data(config: ConfigDict, choose: bool) -> Data:
         return Data(take(train, kept), None, take(train, held), (print_train,))
     dev, print_dev = _split(config, glue.get_task(config.task).validation[0])
     return Data(train, dev, dev, (print_train, print_dev))
+
+
+def count(config: ConfigDict) -> int | None:
+    if not Path(config.paths.data, "glue", config.task).is_dir():
+        return None
+    try:
+        opened = source.open_split(f"glue/{config.task}", "train", config.paths.data)
+    except (source.MissingData, ImportError):
+        return None
+    return min(len(opened.rows), config.data.train_examples or len(opened.rows))
 
 
 def model_folder(config: ConfigDict) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 import peftjax as pj
 from experiments.tasks.from_scratch import pretrained
 from experiments.tasks.task import Data, Outline, with_new_head
-from peftjax.data import images, vtab
+from peftjax.data import images, source, vtab
 from peftjax.models.files import CheckpointError
 from peftjax.models.vit import ViT
 from peftjax.training import task_metrics
@@ -81,6 +82,18 @@ def data(config: ConfigDict, choose: bool) -> Data:
     if config.selection == "best_on_validation":
         return Data(train.arrays, test.arrays, val.arrays, prints)
     return Data(_joined([train.arrays, val.arrays]), test.arrays, None, prints)
+
+
+def count(config: ConfigDict) -> int | None:
+    parts = ["train"]
+    if config.selection != "best_on_validation":
+        parts.append("val")
+    if not Path(config.paths.data).is_dir():
+        return None
+    try:
+        return sum(len(_opened(config, config.task, part).labels) for part in parts)
+    except (source.MissingData, ImportError):
+        return None
 
 
 def _pretrained(config: ConfigDict, outline: Outline) -> Any:
@@ -183,11 +196,21 @@ class _Split(NamedTuple):
 
 
 def _split(config: ConfigDict, task: str, part: str) -> _Split:
+    return _read(*_place(config, task, part))
+
+
+def _opened(config: ConfigDict, task: str, part: str) -> images.Split:
+    load, name, part, folder, size = _place(config, task, part)
+    return load(name, part, folder, size=size)
+
+
+def _place(config: ConfigDict, task: str, part: str) -> tuple[Any, str, str, str, int]:
+    """Return what reads a split, and by which arguments."""
     size, folder = config.model.image_size, config.paths.data
     if config.data.source == "vtab":
         part = {"train": "train800", "val": "val200"}.get(part, part)
-        return _read(vtab.load, task, part, folder, size)
-    return _read(images.load, config.data.files[task], part, folder, size)
+        return vtab.load, task, part, folder, size
+    return images.load, config.data.files[task], part, folder, size
 
 
 @functools.lru_cache(maxsize=12)  # the runs of a table read the same splits

@@ -21,11 +21,12 @@ from experiments.tasks.images import IN_MEMORY, loss_of, outputs_of, score
 from experiments.tasks.task import (
     Data,
     Outline,
-    UnreadableData,
     checkpoint,
+    reading,
     with_new_head,
 )
 from peftjax.data import folder
+from peftjax.data.splits import by_seed
 
 OPTIONS = ("image_size", "drop_path", "fused_qkv")
 
@@ -34,7 +35,6 @@ def outline(config: ConfigDict) -> Outline:
     """Return what follows from the configuration, the checkpoint and the classes."""
     model, _ = _loaded(config)
     norm, size = config.data.normalisation, model.image_size
-    labels = _opened(config, size).labels
     return Outline(
         model=model,
         example=(jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),),
@@ -42,7 +42,7 @@ def outline(config: ConfigDict) -> Outline:
         outputs=outputs_of(norm),
         score=score,
         metric="accuracy",
-        examples=round(0.8 * len(labels)),
+        examples=count(config),
         note="test split",
     )
 
@@ -66,6 +66,12 @@ def data(config: ConfigDict, choose: bool) -> Data:
     return Data(arrays["train"], test, arrays["validation"], tuple(prints))
 
 
+def count(config: ConfigDict) -> int:
+    found, seed = _opened(config, 1), config.data.split_seed
+    with reading(f"{config.name}: {_place(config)}"):
+        return len(by_seed(found.labels, found.classes, seed)["train"])
+
+
 def _place(config: ConfigDict) -> Path:
     """Return the folder of the task, or its npz file."""
     place = Path(config.paths.data) / config.task
@@ -74,10 +80,8 @@ def _place(config: ConfigDict) -> Path:
 
 
 def _opened(config: ConfigDict, size: int) -> folder.Pictures:
-    try:
+    with reading(config.name):
         return folder.read(_place(config), size)
-    except ValueError as error:
-        raise UnreadableData(f"{config.name}: {error}") from error
 
 
 def _loaded(config: ConfigDict) -> Any:

@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.tasks.glue import class_loss, outputs
 from experiments.tasks.images import score
-from experiments.tasks.task import Data, Outline, UnreadableData, checkpoint, take
+from experiments.tasks.task import Data, Outline, checkpoint, reading, take
 from peftjax.data import splits, tables, tokenizer
 from peftjax.data.fingerprint import fingerprint
 
@@ -34,7 +35,7 @@ def outline(config: ConfigDict) -> Outline:
         outputs=outputs,
         score=score,
         metric="accuracy",
-        examples=round(0.8 * len(_read(config).labels)),
+        examples=count(config),
         note="test split",
     )
 
@@ -50,7 +51,7 @@ def data(config: ConfigDict, choose: bool) -> Data:
     encoded = tokenizer.encode(tokens, found.texts, settings.max_length)
     pad, buckets = tokenizer.pad_id(tokens), tuple(settings.buckets)
     arrays = {**tokenizer.columns(encoded, pad, buckets), "label": found.labels}
-    rows = splits.by_seed(found.labels, found.classes, settings.split_seed)
+    rows = _rows(config)
     texts = [[text.encode() for text in row] for row in zip(*found.texts)]
     parts, prints = {}, []
     for name, part in rows.items():
@@ -64,14 +65,22 @@ def data(config: ConfigDict, choose: bool) -> Data:
     return Data(parts["train"], parts.get("test"), parts["validation"], tuple(prints))
 
 
+def count(config: ConfigDict) -> int:
+    return len(_rows(config)["train"])
+
+
+def _rows(config: ConfigDict) -> dict[str, np.ndarray]:
+    found = _read(config)
+    with reading(f"{config.name}: {config.task}"):
+        return splits.by_seed(found.labels, found.classes, config.data.split_seed)
+
+
 def _read(config: ConfigDict) -> tables.Texts:
     columns = config.data.text
     text = (columns,) if isinstance(columns, str) else tuple(columns)
-    try:
+    with reading(config.name):
         file = tables.find(config.paths.data, config.task)
         return _table(file, file.stat().st_mtime_ns, text, config.data.label)
-    except ValueError as error:
-        raise UnreadableData(f"{config.name}: {error}") from error
 
 
 @functools.lru_cache(maxsize=1)  # outline, data and base of one run

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,15 @@ Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 class UnreadableData(ValueError):
     """The examples of a task cannot be used; the message says which and why."""
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Raise UnreadableData, with `where`, for a ValueError of a reader in the block."""
+    try:
+        yield
+    except ValueError as error:  # of a damaged file, a label out of range, ...
+        raise UnreadableData(f"{where}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ def test_counts_on_vtab_agree_with_the_published_ones():
 
 def test_another_count_is_said_to_differ_with_the_reason():
     table = get(VIT).table
-    run = outlook.Prospect("cifar", "ssf", 300_000, 167_424, 1, 1, (0.0, 0.0, 0.0))
+    run = outlook.Prospect(
+        "cifar", "ssf", 300_000, 167_424, 1, 1, False, (0.0, 0.0, 0.0)
+    )
     (found,) = outlook.compare([run], table)
     assert found.published == "0.22" and found.verdict.startswith("differs: SSF scales")
 
@@ -80,3 +82,21 @@ def test_the_dry_run_of_the_table(capsys):
     for dry_run in ("--dry_run", "--dry-run"):
         main([dry_run, "--tasks", "mrpc", "--methods", "hydra", *config])
         assert "0.3 M  agrees, head not counted" in capsys.readouterr().out
+
+
+def test_steps_are_counted_by_the_data_that_is_there(tmp_path, capsys):
+    pytest.importorskip("tensorflow_datasets", reason="needs peftjax[data]")
+    from peftjax.data import glue_files
+    from tests.helpers.glue_case import write_task
+
+    config = tiny(ROBERTA, "task=mrpc,method=linear,start=fresh")
+    config.paths.data = str(tmp_path / "data")
+    batch, epochs = config.train.batch, config.train.epochs
+    assert outlook.prospect(config).steps == epochs * (3668 // batch)
+    counts = {"train": 3 * batch, "validation": 5, "test": 5}
+    write_task(tmp_path / "source", "mrpc", counts)
+    glue_files.prepare("mrpc", tmp_path / "source", tmp_path / "data")
+    found = outlook.prospect(config)
+    assert found.steps == epochs * 3 and found.counted
+    outlook.show([config])
+    assert "steps: 1 of 1 runs by the data there" in capsys.readouterr().out

@@ -11,6 +11,8 @@ from configs.quickstart import METHODS, get_config
 from experiments import costs, finetune, sweep, table, tasks
 from experiments.arguments import UnknownName
 from experiments.measure import forward
+from experiments.plan import folder as run_folder
+from experiments.plan import plan
 from experiments.run import ProgramCache, Run
 from experiments.selection import Selection
 from experiments.tasks import digits, from_scratch
@@ -58,19 +60,19 @@ def job(tmp_path_factory, cache):
     arguments = ("method=lora", "method=lora,seed=1", "method=linear")
     configs = [small(folder / "cache", arg) for arg in arguments]
     configs[1].optim.lr = 2e-2  # another learning rate is another run, not a program
-    table.plan(configs[0], folder, configs)
+    plan(configs[0], folder, configs)
     table.fill(folder, configs, cache=cache)
     return configs, folder
 
 
 def result(folder, config):
-    return json.loads((table.folder(folder, config) / "result.json").read_text())
+    return json.loads((run_folder(folder, config) / "result.json").read_text())
 
 
 def test_every_run_leaves_its_files(job):
     configs, folder = job
     for config in configs:
-        place, run = table.folder(folder, config), result(folder, config)
+        place, run = run_folder(folder, config), result(folder, config)
         assert (run["method"], run["seed"]) == (config.method, config.seed)
         assert run["status"] == "finished" and run["selected_step"] == 2 * 19
         assert {"jax", "flax", "python"} <= set(run["versions"])
@@ -84,7 +86,7 @@ def test_every_run_leaves_its_files(job):
 
 def test_the_adapter_file_and_the_merged_weights_give_the_same_logits(job, cache):
     configs, folder = job
-    run, place = Run(configs[0], cache), table.folder(folder, configs[0])
+    run, place = Run(configs[0], cache), run_folder(folder, configs[0])
     adapters = files.load(place / "adapter", run.peft, run.base)
     merged = load_tree(place / "merged.safetensors", run.base)
     images = run.data.test["image"]
@@ -143,13 +145,13 @@ def test_a_changed_configuration_is_another_run(job):
     configs, folder = job
     changed = configs[0].copy_and_resolve_references()
     changed.optim.lr *= 2
-    assert table.folder(folder, changed) != table.folder(folder, configs[0])
+    assert run_folder(folder, changed) != run_folder(folder, configs[0])
     changed = configs[0].copy_and_resolve_references()
     changed.table.seeds, changed.paths.cache = (0, 1, 2, 3), "elsewhere"
-    assert table.folder(folder, changed) == table.folder(folder, configs[0])
+    assert run_folder(folder, changed) == run_folder(folder, configs[0])
     with changed.unlocked():
         changed.paths.model = "other/weights"
-    assert table.folder(folder, changed) != table.folder(folder, configs[0])
+    assert run_folder(folder, changed) != run_folder(folder, configs[0])
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_a_sweep_looks_at_the_held_out_examples_only(job, cache):
 def test_a_finished_run_is_returned_and_not_done_again(job, monkeypatch):
     configs, folder = job
     monkeypatch.setattr(finetune, "Run", None)
-    place = table.folder(folder, configs[0])
+    place = run_folder(folder, configs[0])
     with pytest.raises(FileExistsError, match="--resume"):
         finetune.run(configs[0], place)
     assert finetune.run(configs[0], place, resume=True) == result(folder, configs[0])

@@ -9,12 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.quickstart import get_config
 from experiments import finetune, table
 from experiments.claims import LOCK, claim
+from experiments.plan import folder as run_folder
 from experiments.table.__main__ import main
+from experiments.tasks.task import Data
 from experiments.workdir import RunFolder
 from peftjax.training.loop import NonFiniteLoss
 
@@ -126,7 +129,8 @@ def test_a_run_that_diverges_is_marked_and_the_others_go_on(
         def __init__(self, config, cache):
             self.config = config
             self.outline = type("", (), {"metric": "accuracy", "note": ""})
-            self.data = type("", (), {"fingerprints": ()})
+            split = {"label": np.zeros(3, int)}
+            self.data = Data(split, split, split)
 
     def trained(run, folder: RunFolder, resume, stop):
         folder.own("checkpoints")
@@ -140,7 +144,7 @@ def test_a_run_that_diverges_is_marked_and_the_others_go_on(
     monkeypatch.setattr(finetune, "_trained", trained)
     table.fill(tmp_path, configs)
     failed, finished = (
-        json.loads((table.folder(tmp_path, one) / "result.json").read_text())
+        json.loads((run_folder(tmp_path, one) / "result.json").read_text())
         for one in configs
     )
     assert failed["status"] == "failed" and failed["error"] == "step 7: loss nan"
@@ -178,3 +182,28 @@ def test_unknown_names_end_in_one_line(tmp_path, options, named):
         main(["--config", "configs/quickstart.py", *workdir, *options])
     assert len(str(caught.value.code).splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_were_corrected_are_abandoned(configs, tmp_path):
+    """Another rate in the file, not on the command line: the old runs are no rows."""
+    from experiments.plan import plan
+
+    first, other = configs
+    changed = first.copy_and_resolve_references()
+    changed.optim.lr = 0.5
+
+    def abandoned():
+        runs = json.loads((tmp_path / "plan.json").read_text())["runs"]
+        return {run["folder"]: bool(run.get("abandoned")) for run in runs}
+
+    def place(config):
+        return str(run_folder(tmp_path, config).relative_to(tmp_path))
+
+    plan(first, tmp_path, [first, other])
+    plan(first, tmp_path, [changed], "optim.lr=0.5")  # asked for: a row of its own
+    assert not any(abandoned().values())
+    changed.optim.lr = 0.25
+    plan(first, tmp_path, [changed])
+    assert [name for name, gone in abandoned().items() if gone] == [place(first)]
+    plan(first, tmp_path, [first])  # and back
+    assert [name for name, gone in abandoned().items() if gone] == [place(changed)]

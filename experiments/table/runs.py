@@ -10,9 +10,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments import finetune
-from experiments.preemption import Preempted
+from experiments.plan import folder
+from experiments.preemption import Stopped
 from experiments.run import ProgramCache
-from experiments.table.plan import folder
 from experiments.workdir import RESULT, Busy, claimed
 
 POLL_SECONDS = 5.0
@@ -56,7 +56,7 @@ def _done(
 ) -> bool:
     """Do the run unless it is done; return False where another process is at it."""
     if stop is not None and stop():
-        raise Preempted(f"{workdir}: stopped between runs")
+        raise Stopped(f"{workdir}: stopped between runs; the same command resumes")
     place = folder(workdir, config)
     name = f"{config.task}, {config.method}, seed {config.seed}"
     try:
