@@ -1,5 +1,6 @@
 """Search over the structures of a supernet."""
 
+from peftjax.search.evolve import Candidate, Found, evolve
 from peftjax.search.space import Space, draw
 
-__all__ = ["Space", "draw"]
+__all__ = ["Candidate", "Found", "Space", "draw", "evolve"]
