@@ -58,6 +58,7 @@ _ROOMS = (
     "models",
     "parallel",
     "presets",
+    "search",
     "testing",
     "training",
 )
