@@ -142,7 +142,8 @@ def _notes(groups: dict[str, list[Site]]) -> list[str]:
     for path, (site, *_) in groups.items():
         notes = site.notes if site.fast else (f"merged: {site.reason}", *site.notes)
         for note in notes:
-            lines += wrap(f"{path}: {note}", COLUMNS, subsequent_indent="  ")
+            text = f"{path}: {note}"
+            lines += wrap(text, COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
     return lines
 
 
