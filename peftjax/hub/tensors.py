@@ -74,12 +74,12 @@ def read(file: Path) -> dict[str, jax.Array]:
         AdapterFileError: the file is truncated or of another format.
     """
     from safetensors import SafetensorError
-    from safetensors.flax import load_file
+    from safetensors.numpy import load_file
 
     if not file.is_file():
         raise FileNotFoundError(f"{file}: expected a safetensors file, found none")
     try:
-        return load_file(file)
+        return jax.device_put(load_file(file))
     except (SafetensorError, AttributeError) as error:  # the second: unknown dtypes
         raise AdapterFileError(
             f"{file}: truncated or not a safetensors file ({error}); "

@@ -2,7 +2,7 @@
 
 One small model holds all kinds of layer: dense with and without bias, 3-D attention
 kernels, a convolution, an embedding with a tied output, scanned and rematerialised
-blocks. What can be compiled together is compiled once.
+blocks.
 """
 
 from peftjax.core.method import Method

@@ -1,4 +1,9 @@
-"""One method on one model, with everything that is compiled together."""
+"""One method on one model, and the programs that run it.
+
+Every number is made by NumPy or inside one of a few compiled programs: what takes the
+time of a check is compiling. The model and its pullback are compiled once for all
+methods, a method's formula once for each way it is evaluated.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from peftjax.core.affine import NotMergeable, merge_layer
 from peftjax.core.arrays import with_gates
@@ -19,18 +23,41 @@ from peftjax.core.jaxpr import Call
 from peftjax.core.method import Layer, Method
 from peftjax.core.peft import Peft, adapt
 from peftjax.core.site import Adapters
-from peftjax.nnx import from_nnx
-from peftjax.testing.model import VOCAB, WIDTH, Everything, NnxEverything
+from peftjax.testing.model import WIDTH, linen_model, nnx_model
 
-DENSE = r"(attention/\w+|remat/fc\d|scanned/fc\d|head)/kernel"
+DENSE = r"(attention/(query|out)|remat/fc1|scanned/fc2|head)/kernel"
 NO_BIAS = {"dense": "plain/kernel", "embedding": "untied/embedding"}
 TIED = "embed/embedding"
 CONV = "conv/kernel"
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function; on a CPU without optimisation, in a third of the time."""
+    cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if cpu else None
+    return jax.jit(function, compiler_options=options)
+
+
+@cache
+def model_alone(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the frozen model as a program of `(variables, *inputs)`."""
+    return compiled(apply_fn)
+
+
+@cache
+def model_backwards(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the program of the model's output and of its variables' cotangent."""
+
+    def run(variables: Any, cotangent: Any, *inputs: Any) -> tuple[Any, Any]:
+        y, pull = jax.vjp(lambda variables: apply_fn(variables, *inputs), variables)
+        return y, pull(cotangent)[0]
+
+    return compiled(run)
+
+
 @dataclass(frozen=True)
 class Case:
-    """One method on one model, with everything that is compiled together.
+    """One method on one model.
 
     Attributes:
         method: what is checked.
@@ -54,7 +81,7 @@ class Case:
     def affine(self) -> bool:
         """Whether the method merges without being given gates."""
         try:
-            self._merge_alone(jnp.zeros(WIDTH))
+            self._merge_alone(biased=True, gated=False)
         except NotMergeable:
             return False
         return True
@@ -62,17 +89,20 @@ class Case:
     @cached_property
     def creates_bias(self) -> bool:
         """Whether the method adds a constant where a layer has no bias."""
-        return self._merge_alone(None, gated=True)[1] is not None
+        return self._merge_alone(biased=False, gated=True)[1] is not None
 
-    def _merge_alone(self, bias: Any, gated: bool = False) -> Any:
-        kernel = jax.random.normal(jax.random.key(5), (WIDTH, WIDTH))
-        p = self.method.init(
-            jax.random.key(0), Layer(WIDTH, WIDTH, "dense", kernel, "layer")
-        )
-        gates = None
-        if gated and self.method.gated:
-            gates = jnp.ones(self.method.heads)  # pyright: ignore
-        return merge_layer(self.method, p, kernel, bias, gates)
+    def _merge_alone(self, biased: bool, gated: bool) -> Any:
+        """Return the shapes of one merged layer; nothing is computed."""
+
+        def merge() -> Any:
+            kernel, bias = jnp.zeros((WIDTH, WIDTH)), jnp.zeros(WIDTH)
+            layer = Layer(WIDTH, WIDTH, "dense", kernel, "layer")
+            p, gates = self.method.init(jax.random.key(0), layer), None
+            if gated and self.method.gated:
+                gates = jnp.ones(self.method.heads)  # pyright: ignore
+            return merge_layer(self.method, p, kernel, bias if biased else None, gates)
+
+        return jax.eval_shape(merge)
 
     def patterns(self, mergeable: bool) -> list[str]:
         """Return rules for all layers where the method is defined (and merges)."""
@@ -89,64 +119,94 @@ class Case:
 
     @cached_property
     def fresh(self) -> Adapters:
-        return jax.jit(self.peft.init)(jax.random.key(1))
+        # A start is drawn many times faster to compile by this kind of key.
+        return compiled(self.peft.init)(jax.random.key(1, impl="unsafe_rbg"))
 
     @cached_property
     def perturbed(self) -> Adapters:
         """Adapters with every trainable number moved off its start."""
-        return jax.jit(lambda adapters: perturb(self.peft, adapters))(self.fresh)
+        return jax.device_put(perturb(self.peft, jax.device_get(self.fresh)))
+
+    @property
+    def shapes(self) -> Adapters:
+        """The shapes of the adapters, in their place where nothing is computed."""
+        return jax.eval_shape(lambda: self.peft.init(jax.random.key(0)))
 
     @cached_property
-    def results(self) -> dict[str, Any]:
-        """Outputs and gradients of every path, from one compilation."""
-        return self.run(self.variables, self.fresh, self.perturbed)
+    def cotangent(self) -> np.ndarray:
+        y = jax.eval_shape(self.apply_fn, self.variables, *self.inputs)
+        return np.random.default_rng(6).normal(size=y.shape).astype(y.dtype)
 
-    @cached_property
-    def run(self) -> Callable[..., dict[str, Any]]:
-        return jax.jit(self._run)
+    @property
+    def gates(self) -> str | None:
+        """The constant gates without which the method does not merge."""
+        return None if self.affine else "uniform"
 
-    def _run(self, variables: Any, fresh: Adapters, perturbed: Adapters) -> Any:
-        peft, inputs = self.peft, self.inputs
-        base = self.apply_fn(variables, *inputs)
-        cotangent = jax.random.normal(jax.random.key(6), base.shape)
-        trainable, frozen = peft.partition(perturbed)
+    def frozen(self, variables: Any) -> jax.Array:
+        """Return the model's own output."""
+        return model_alone(self.apply_fn)(variables, *self.inputs)
 
-        def adapted(adapters: Adapters) -> jax.Array:
-            return peft.apply(variables, adapters, *inputs)
+    def adapted(self, adapters: Adapters) -> tuple[jax.Array, Adapters]:
+        """Return the adapted output, and the gradient of its product with `cotangent`.
 
-        def merged(adapters: Adapters) -> jax.Array:
-            gates = None if self.affine else "uniform"
-            return self.apply_fn(peft.merge(variables, adapters, gates), *inputs)
+        The gradient is that of the trainable arrays.
+        """
+        parts = self.peft.partition(adapters)
+        return self._adapted(None)(self.variables, *parts, self.cotangent)
 
-        def gated(adapters: Adapters) -> jax.Array:
-            return self.with_gates(variables, adapters, "uniform")
+    def gated(self, adapters: Adapters) -> tuple[jax.Array, Adapters]:
+        """Return the same with the gates that `merge` is given."""
+        parts = self.peft.partition(adapters)
+        return self._adapted(self.gates)(self.variables, *parts, self.cotangent)
 
-        def both(run: Callable[..., jax.Array]) -> tuple[jax.Array, Adapters]:
-            """Return the output, and the gradient of its product with a cotangent."""
+    def merged(self, adapters: Adapters) -> tuple[jax.Array, Adapters]:
+        """Return the same through merged weights."""
+        parts = self.peft.partition(adapters)
+        nothing = jax.tree.map(np.zeros_like, jax.device_get(self.variables))
+        merged, _ = self._merged(self.variables, *parts, nothing)
+        run = model_backwards(self.apply_fn)
+        y, cotangent = run(merged, self.cotangent, *self.inputs)
+        return y, self._merged(self.variables, *parts, cotangent)[1]
 
-            def loss(trainable: Adapters) -> tuple[jax.Array, jax.Array]:
-                y = run(peft.combine(trainable, frozen))
-                return jnp.sum(y * cotangent), y
+    def stacked(self, *adapters: Adapters) -> jax.Array:
+        """Return the outputs `[N, ...]` of a stack of adapters."""
+        stack = jax.tree.map(lambda *leaves: np.stack(leaves), *adapters)
+        run = compiled(jax.vmap(self.output, in_axes=(None, 0)))
+        return run(self.variables, stack)
 
-            (_, y), gradient = jax.value_and_grad(loss, has_aux=True)(trainable)
-            return y, gradient
-
-        pair = jax.tree.map(lambda *leaves: jnp.stack(leaves), fresh, perturbed)
-        own = both(adapted)
-        return {
-            "base": base,
-            "fresh": adapted(fresh),
-            "perturbed": own,
-            "gated": own if self.affine else both(gated),
-            "merged": both(merged),
-            "stacked": jax.vmap(adapted)(pair),
-        }
-
-    def with_gates(self, variables: Any, adapters: Adapters, gates: Any) -> jax.Array:
-        """Run the adapted model with constant gates, as `merge` takes them."""
+    def output(self, variables: Any, adapters: Adapters, gates: Any = None) -> Any:
+        """Run the adapted model, with constant gates where they are given."""
         call = Call.of(self.apply_fn, self.peft.structure, self.inputs, {})
         given = with_gates(self.peft.sites, gates)
         return self.peft.call(variables, adapters, call, given)
+
+    @cached_property
+    def _adapted(self) -> Callable[..., Any]:
+        @cache
+        def program(gates: str | None) -> Callable[..., Any]:
+            def run(variables: Any, trainable: Any, frozen: Any, cotangent: Any) -> Any:
+                def output(trainable: Any) -> jax.Array:
+                    adapters = self.peft.combine(trainable, frozen)
+                    return self.output(variables, adapters, gates)
+
+                y, pull = jax.vjp(output, trainable)
+                return y, pull(cotangent)[0]
+
+            return compiled(run)
+
+        return program
+
+    @cached_property
+    def _merged(self) -> Callable[..., Any]:
+        def run(variables: Any, trainable: Any, frozen: Any, cotangent: Any) -> Any:
+            def merge(trainable: Any) -> Any:
+                adapters = self.peft.combine(trainable, frozen)
+                return self.peft.merge(variables, adapters, self.gates)
+
+            merged, pull = jax.vjp(merge, trainable)
+            return merged, pull(cotangent)[0]
+
+        return compiled(run)
 
     @property
     def bound(self) -> float:
@@ -163,55 +223,20 @@ class Case:
 
 def linen_case(method: Method, dtype: Any = jnp.float32) -> Case:
     """Return a method on the Linen model."""
-    return Case(method, dtype, *_linen(jnp.dtype(dtype)))
-
-
-@cache
-def _linen(dtype: Any) -> tuple[Callable[..., Any], Any, tuple[jax.Array, jax.Array]]:
-    """Return the model's function, its variables and its arguments."""
-    model, inputs = Everything(dtype), _inputs(dtype)
-    variables = jax.jit(model.init)(jax.random.key(0), *inputs)
-    return model.apply, _with_biases(variables), inputs
+    return Case(method, dtype, *linen_model(jnp.dtype(dtype)))
 
 
 def nnx_case(method: Method) -> Case:
     """Return a method on the NNX model."""
-    apply_fn, variables = from_nnx(nnx_model())
-    inputs = _inputs(jnp.float32)
-    return Case(method, jnp.float32, apply_fn, _with_biases(variables), inputs)
-
-
-@nnx.jit
-def nnx_model() -> NnxEverything:
-    """Return the NNX model; compiled, for its layers would be made one by one."""
-    return NnxEverything(nnx.Rngs(0))
+    return Case(method, jnp.float32, *nnx_model()[1:])
 
 
 def perturb(peft: Peft, adapters: Adapters, scale: float = 0.3) -> Adapters:
     """Return adapters with normal noise on every trainable number."""
     trainable, frozen = peft.partition(adapters)
-    leaves, structure = jax.tree.flatten(trainable)
-    # NumPy, for many small random functions take seconds to compile
     rng = np.random.default_rng(2)
-    moved = [
-        leaf + scale * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
-        for leaf in leaves
-    ]
-    return peft.combine(jax.tree.unflatten(structure, moved), frozen)
 
+    def moved(leaf: Any) -> Any:
+        return leaf + (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
-def _inputs(dtype: Any) -> tuple[jax.Array, jax.Array]:
-    ids = jax.random.randint(jax.random.key(3), (2, 5), 0, VOCAB)
-    return ids, jax.random.normal(jax.random.key(4), (2, 6, 6, 8), dtype)
-
-
-def _with_biases(variables: Any) -> Any:
-    """Give biases values, which start at zero and would hide mistakes."""
-
-    def fill(path: Any, leaf: jax.Array) -> jax.Array:
-        if "bias" not in str(path[-1]):
-            return leaf
-        noise = np.random.default_rng(leaf.size).normal(size=leaf.shape)
-        return leaf + jnp.asarray(0.5 * noise, leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(fill, variables)
+    return peft.combine(jax.tree.map(moved, trainable), frozen)

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from peftjax.core.affine import NotMergeable
+from peftjax.core.peft import Peft
 from peftjax.core.site import Adapters
 from peftjax.nnx import to_nnx
 from peftjax.testing.case import (
@@ -22,11 +23,11 @@ from peftjax.testing.case import (
     NO_BIAS,
     TIED,
     Case,
+    compiled,
     linen_case,
     nnx_case,
-    nnx_model,
-    perturb,
 )
+from peftjax.testing.model import nnx_model
 
 
 def error(found: Any, expected: Any) -> float:
@@ -50,6 +51,12 @@ def _raises(what: str, kind: type[Exception], run: Callable[[], Any]) -> None:
     raise AssertionError(f"{what}: expected {kind.__name__}")
 
 
+def _abstractly(run: Callable[..., Any], case: Case, peft: Peft, *rest: Any) -> Any:
+    """Trace a function of variables and adapters; nothing is computed."""
+    adapters = jax.eval_shape(lambda: peft.init(jax.random.key(0)))
+    return jax.eval_shape(lambda v, a: run(v, a, *rest), case.variables, adapters)
+
+
 def refusals(case: Case) -> None:
     """What a method refuses by design is refused with an error, not ignored."""
     places = {"dense": DENSE, "conv": CONV, "embedding": NO_BIAS["embedding"]}
@@ -57,18 +64,16 @@ def refusals(case: Case) -> None:
         if kind not in case.method.kinds:
             _raises(f"{kind} layers", ValueError, lambda p=pattern: case.adapt(p))
     if not case.affine:
-        merge = lambda: case.peft.merge(case.variables, case.fresh)  # noqa: E731
+        merge = lambda: _abstractly(case.peft.merge, case, case.peft)  # noqa: E731
         _raises("merging without gates", NotMergeable, merge)
         if "embedding" in case.method.kinds:
             _raises("a tied output", ValueError, lambda: case.adapt(TIED))
     if case.creates_bias:
         peft = case.adapt(NO_BIAS["dense"])
-        adapters = jax.jit(lambda key: perturb(peft, peft.init(key)))(jax.random.key(1))
-        gates = None if case.affine else "uniform"
         _raises(
             "merging a constant into a layer without a bias",
             NotMergeable,
-            lambda: peft.merge(case.variables, adapters, gates),
+            lambda: _abstractly(peft.merge, case, peft, case.gates),
         )
 
 
@@ -105,29 +110,29 @@ def starts(case: Case) -> None:
     bounds = {"exact": 8 * eps, "rounding": case.bound}
     if case.method.at_init in bounds:
         bound = bounds[case.method.at_init]
-        _close("starts", case.results["fresh"], case.results["base"], bound)
+        fresh, base = case.adapted(case.fresh)[0], case.frozen(case.variables)
+        _close("starts", fresh, base, bound)
 
 
 def merged(case: Case) -> None:
     """The merged model computes what the adapted one does, and not the base."""
-    results = case.results
-    found, _ = results["merged"]
-    _close("merged", found, results["gated"][0], case.bound)
-    moved = error(found, results["base"])
+    found, _ = case.merged(case.perturbed)
+    _close("merged", found, case.gated(case.perturbed)[0], case.bound)
+    moved = error(found, case.frozen(case.variables))
     assert moved > 10 * case.bound, f"merged: the adapter changes nothing ({moved:.1e})"
 
 
 def gradients(case: Case) -> None:
     """Gradients agree between the two paths; every trainable leaf receives one."""
-    _, through_gates = case.results["gated"]
-    _, through_merge = case.results["merged"]
+    _, through_gates = case.gated(case.perturbed)
+    _, through_merge = case.merged(case.perturbed)
     for path, p in through_merge.items():
         expected = np.concatenate([np.ravel(leaf) for leaf in p.values()])
         leaves = through_gates[path].values()
         found = np.concatenate([np.ravel(leaf) for leaf in leaves])
         # a scalar's gradient is a sum over the whole weight, most of which cancels
         _close(f"gradients: {path}", found, expected, 16 * case.bound)
-    for path, p in case.results["perturbed"][1].items():
+    for path, p in case.adapted(case.perturbed)[1].items():
         sizes = {name: float(np.abs(leaf).max()) for name, leaf in p.items()}
         assert np.isfinite(list(sizes.values())).all(), f"gradients: {path}: {sizes}"
         # a frozen leaf may switch others off, as GLoRA's structure does
@@ -137,19 +142,17 @@ def gradients(case: Case) -> None:
 
 def stacked(case: Case) -> None:
     """Vmap over a stack of adapters equals one run for each."""
-    results = case.results
-    alone = results["fresh"], results["perturbed"][0]
-    for found, expected in zip(results["stacked"], alone):
-        _close("stacked", found, expected, case.bound)
+    both = case.fresh, case.perturbed
+    for found, adapters in zip(case.stacked(*both), both):
+        _close("stacked", found, case.adapted(adapters)[0], case.bound)
 
 
 def deterministic(case: Case) -> None:
     """Without a key nothing is random; with one, dropout is."""
-    arguments = case.variables, case.fresh, case.perturbed
-    first, again = case.results["perturbed"][0], case.run(*arguments)["perturbed"][0]
+    first, again = (case.adapted(case.perturbed)[0] for _ in range(2))
     assert np.array_equal(first, again), "deterministic: two runs without a key differ"
     if np.any(np.greater(getattr(case.method, "dropout", 0.0), 0.0)):
-        run = jax.jit(case.peft.apply)
+        run = compiled(case.peft.apply)
         key = jax.random.key(7)
         random = run(case.variables, case.perturbed, *case.inputs, adapter_key=key)
         moved = error(random, first)
@@ -178,21 +181,26 @@ def in_bfloat16(case: Case) -> None:
 def on_nnx(case: Case) -> None:
     """On an NNX module, adapted equals merged, put back into the module."""
     other = nnx_case(case.method)
-    merged, expected = _agree("on_nnx", other, other.perturbed)
-    module = to_nnx(nnx_model(), merged)
-    run = nnx.jit(lambda module, *inputs: module(*inputs))
-    _close("on_nnx: module", run(module, *other.inputs), expected, other.bound)
+    # the layers of the Linen model, as far as they are here
+    adapters = {path: case.perturbed[path] for path in other.shapes}
+    merged, expected = _agree("on_nnx", other, adapters)
+    module = to_nnx(nnx_model()[0], merged)
+    _close("on_nnx: module", _call(module, *other.inputs), expected, other.bound)
+
+
+@nnx.jit
+def _call(module: Any, *inputs: Any) -> jax.Array:
+    return module(*inputs)
 
 
 def _agree(what: str, case: Case, adapters: Adapters) -> tuple[Any, jax.Array]:
     """Compare the two paths; return the merged variables and their output."""
-    gates = None if case.affine else "uniform"
 
-    def run(variables: Any, adapters: Adapters) -> tuple[jax.Array, Any, jax.Array]:
-        merged = case.peft.merge(variables, adapters, gates)
-        adapted = case.with_gates(variables, adapters, gates)
-        return adapted, merged, case.apply_fn(merged, *case.inputs)
+    def run(variables: Any, adapters: Adapters) -> tuple[Any, jax.Array]:
+        merged = case.peft.merge(variables, adapters, case.gates)
+        return merged, case.output(variables, adapters, case.gates)
 
-    found, merged, expected = jax.jit(run)(case.variables, adapters)
+    merged, found = compiled(run)(case.variables, adapters)
+    expected = case.frozen(merged)
     _close(what, found, expected, case.bound)
     return merged, expected

@@ -1,13 +1,19 @@
-"""One small model with every kind of layer, in Linen and in NNX."""
+"""One small model with every kind of layer, in Linen and in NNX, and its numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from math import prod
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+from peftjax.nnx import from_nnx
 
 WIDTH, HIDDEN, VOCAB, LAYERS = 16, 24, 32, 2
 
@@ -65,3 +71,42 @@ class NnxEverything(nnx.Module):
         x = x + self.attention(x)
         logits = self.head(x + self.plain(x) + self.untied(ids))
         return logits + self.embed.attend(x)
+
+
+@cache
+def linen_model(dtype: Any) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+    """Return the Linen model's function, its variables and its arguments."""
+    model, inputs = Everything(dtype), _inputs(dtype)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))
+    return model.apply, _filled(shapes), inputs
+
+
+@cache
+def nnx_model() -> tuple[nnx.Module, Callable[..., Any], Any, tuple[Any, ...]]:
+    """Return the NNX module, its function, its variables and its arguments."""
+    module = nnx.eval_shape(lambda: NnxEverything(nnx.Rngs(0)))
+    apply_fn, variables = from_nnx(module)
+    return module, apply_fn, _filled(variables), _inputs(jnp.dtype("float32"))
+
+
+def _inputs(dtype: Any) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(3)
+    ids, images = rng.integers(0, VOCAB, (2, 5)), rng.normal(size=(2, 6, 6, 8))
+    return jax.device_put((ids.astype(np.int32), images.astype(dtype)))
+
+
+def _filled(shapes: Any) -> Any:
+    """Return arrays of the given shapes; no bias is zero, which would hide mistakes."""
+    rng = np.random.default_rng(0)
+
+    def fill(path: Any, leaf: Any) -> np.ndarray:
+        values, name = rng.normal(size=leaf.shape), str(path[-1])
+        if "bias" in name:
+            values = 0.5 * values
+        elif "scale" in name:
+            values = 1 + 0.1 * values
+        else:
+            values = values / prod(leaf.shape[:-1]) ** 0.5
+        return values.astype(leaf.dtype)
+
+    return jax.device_put(jax.tree_util.tree_map_with_path(fill, shapes))

@@ -167,6 +167,7 @@ def test_a_merged_model_goes_to_the_hugging_face_layout_in_one_call(tmp_path):
 
 def targets(**fields):
     """Return the adapted paths of the tiny BERT, by the paths of its adapters."""
+    from peftjax.hub.torch.codecs import FIELDS
     from peftjax.hub.torch.config import complete
     from peftjax.hub.torch.modules import Modules
 
@@ -175,7 +176,7 @@ def targets(**fields):
         "/".join(str(k.key) for k in keys[1:]): leaf.shape
         for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
-    config = complete({"peft_type": "LORA", **fields})
+    config = complete({"peft_type": "LORA", **fields}, FIELDS)
     return {*Modules(model, shapes, "hf", prefix=True).targeted(config)}
 
 
@@ -291,7 +292,7 @@ def test_null_fields_of_later_versions_are_ignored(copy):
     ("fields", "named"),
     [
         ({"use_quantum": 3, "b_config": {}}, ["b_config = {}", "use_quantum = 3"]),
-        ({"peft_type": "ADALORA"}, ["ADALORA", "LORA, IA3"]),
+        ({"peft_type": "ADALORA"}, ["ADALORA", "LORA, GLORA"]),
         ({"peft_type": ["LORA"]}, ["peft_type"]),
         ({"init_lora_weights": "pissa"}, ["init_lora_weights", "pissa"]),
         ({"lora_bias": True}, ["lora_bias", "false"]),

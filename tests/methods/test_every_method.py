@@ -25,9 +25,7 @@ def file_of_tests(method):
 
 
 def checked(method):
-    """Return the settings that `check_method` is to see; none for a replaced leaf."""
-    if method.replaces:
-        return ()
+    """Return the settings that `check_method` is to see."""
     name = file_of_tests(method).removesuffix(".py").replace("/", ".")
     return getattr(import_module(name), "CHECKED", ())
 
@@ -65,7 +63,7 @@ def missing(method):
     name, lacks = method.__name__, []
     if not (ROOT / file_of_tests(method)).is_file():
         lacks.append(f"{file_of_tests(method)}: tests against its references")
-    elif not method.replaces and not checked(method):
+    elif not checked(method):
         lacks.append(f"{file_of_tests(method)}: CHECKED, its settings for check_method")
     if getattr(pj, name, None) is not method or name not in pj.__all__:
         lacks.append(f"peftjax/__init__.py: {name}")
@@ -82,6 +80,8 @@ def missing(method):
 
 def placement(method):
     """Return what is missing of the layers that the method adapts by default."""
+    if method.replaces:  # a baseline, which has a name of its own there
+        return []
     examples = checked(method) if (ROOT / file_of_tests(method)).is_file() else ()
     try:
         for example in examples:

@@ -6,6 +6,8 @@ import numpy as np
 import peftjax as pj
 from tests.helpers.goldens import KEY, arrays, random_like
 
+CHECKED = (pj.Full(),)
+
 
 def test_the_leaf_is_replaced():
     (x,) = arrays((2, 6, 6, 3))

@@ -21,6 +21,19 @@ def test_check_method(method):
     assert len(testing.check_method(method)) == 11
 
 
+def test_a_method_is_compiled_once_for_each_way_it_is_evaluated():
+    testing.check_method(pj.SSF())  # the models themselves
+    count = 0
+
+    def listen(event, duration, **_):
+        nonlocal count
+        count += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    testing.check_method(pj.IA3())
+    assert count == 6  # start, gradients, merge, stack, in bfloat16, on NNX
+
+
 @dataclass(frozen=True)
 class Broken(pj.LoRA):
     """LoRA with one fault."""
