@@ -18,6 +18,15 @@ LINEAR = r"blocks_\d+/(attn/(qkv|proj)|mlp/fc[12])/kernel"
 OUTPUT = r"blocks_\d+/(attn/proj|mlp/fc2)/kernel"  # where Hydra's paper puts it
 QKV, FC2 = r"blocks_\d+/attn/qkv/kernel", r"blocks_\d+/mlp/fc2/kernel"
 HEAD = (r"head/.*", pj.Full())
+MODEL = {
+    "image_size": 8,
+    "patch_size": 2,
+    "width": 64,
+    "depth": 4,
+    "num_heads": 4,
+    "mlp_dim": 256,
+    "num_classes": 5,
+}
 OPTIM = {"schedule": "cosine", "weight_decay": 1e-4, "warmup": 0.1}
 
 METHODS = {
@@ -51,15 +60,7 @@ def config(task: str = "digits", method: str = "lora", seed: int = 0) -> ConfigD
         method=method,
         seed=seed,
         rules=rules,
-        model={
-            "image_size": 8,
-            "patch_size": 2,
-            "width": 64,
-            "depth": 4,
-            "num_heads": 4,
-            "mlp_dim": 256,
-            "num_classes": 5,
-        },
+        model=MODEL,
         pretrain={
             "classes": (0, 1, 2, 3, 4),
             "split_seed": 0,

@@ -88,6 +88,17 @@ def show(configs: Sequence[ConfigDict], workdir: Path | None = None) -> None:
     first = {(config.task, config.method): config for config in reversed(configs)}
     plans = Plans()
     runs = [prospect(config, plans) for config in reversed(first.values())]
+    found = compare(runs, configs[0].table)
+    _print(runs, found)
+    if workdir is not None:
+        document = {"runs": runs, "methods": found}
+        storage.write_json(
+            workdir / FILE,
+            {name: [asdict(x) for x in part] for name, part in document.items()},
+        )
+
+
+def _print(runs: Sequence[Prospect], found: Sequence[Comparison]) -> None:
     print(f"{'task':22}{'method':12}{'without head':>14}{'trainable':>14}", end="")
     print(f"{'optimizer':>14}{'steps':>10}  rate: first, highest, last")
     for run in runs:
@@ -96,7 +107,6 @@ def show(configs: Sequence[ConfigDict], workdir: Path | None = None) -> None:
             f"{run.task:22}{run.method:12}{run.without_head:14,}{run.trainable:14,}"
             f"{run.optimizer:14,}{run.steps:10,}  {rates.rstrip()}"
         )
-    found = compare(runs, configs[0].table)
     print(f"\n{'method':12}{'without head':>26}{'mean with head':>16}{'published':>11}")
     for one in found:
         sizes = " to ".join(f"{size:,}" for size in dict.fromkeys(one.without_head))
@@ -108,12 +118,6 @@ def show(configs: Sequence[ConfigDict], workdir: Path | None = None) -> None:
     counted = sum(run.counted for run in runs)
     print(f"steps: {counted} of {len(runs)} runs by the data there, else as published")
     print(f"{len(runs)} runs build")
-    if workdir is not None:
-        document = {"runs": runs, "methods": found}
-        storage.write_json(
-            workdir / FILE,
-            {name: [asdict(x) for x in part] for name, part in document.items()},
-        )
 
 
 def prospect(config: ConfigDict, plans: Plans | None = None) -> Prospect:

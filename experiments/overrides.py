@@ -32,35 +32,39 @@ def override(config: ConfigDict, key: str, text: str | None) -> None:
     (1.0, (3, 4), True)
     """
     *outer, last = key.split(".")
-    node, prefix = config, "--config"
-    for name in (*outer, last):
-        if not isinstance(node, ConfigDict):
-            raise UnknownName(f"unknown key {prefix}.{name}: {prefix} is one value")
-        prefix = f"{prefix}.{_known(name, node, prefix)}"
-        parent, node = node, node[name]
-    parent[last] = _typed(node, text, prefix)
+    node: Any = config
+    prefix = "--config"
+    for name in outer:
+        prefix = _known(name, node, prefix)
+        node = node[name]
+    where = _known(last, node, prefix)
+    node[last] = _typed(node[last], text, where)
 
 
-def _known(name: str, node: ConfigDict, prefix: str) -> str:
-    paths = [f"{prefix}.{key}" for key in node]
-    return known(f"{prefix}.{name}", paths, "key").rpartition(".")[2]
+def _known(name: str, node: Any, prefix: str) -> str:
+    """Return the path of a setting of a group."""
+    if not isinstance(node, ConfigDict):
+        raise UnknownName(f"unknown key {prefix}.{name}: {prefix} is one value")
+    return known(f"{prefix}.{name}", [f"{prefix}.{key}" for key in node], "key")
 
 
 def _typed(old: Any, text: str | None, where: str) -> Any:
     if isinstance(old, ConfigDict):
         inner = ", ".join(f"{where}.{key}" for key in old)
         raise ValueError(f"{where}: a group of settings; set one of {inner}")
-    if text is None and not isinstance(old, bool):
+    if text is None:
+        if isinstance(old, bool):
+            return True
         raise ValueError(f"{where}: expected {where}=VALUE")
     try:
         match old:
             case bool():
-                return SWITCH[(text or "true").lower()]
+                return SWITCH[text.lower()]
             case int() | float() | str():
                 return type(old)(text)
             case tuple():
-                return _tuple(old, text or "")
-    except (KeyError, ValueError, SyntaxError, OverflowError):
+                return _tuple(old, text)
+    except (KeyError, OverflowError, SyntaxError, TypeError, ValueError):
         kind = type(old).__name__
         raise ValueError(f"{where}={text!r}: expected {kind}, as {old!r} is") from None
     raise ValueError(f"{where}: {old!r} cannot be set on the command line")

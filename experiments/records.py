@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -37,15 +36,19 @@ def plain(value: Any) -> Any:
     return value
 
 
-def settings(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """Return what decides a run's outcome, besides its task, method and seed."""
+def settings(config: Any) -> dict[str, Any]:
+    """Return what decides a run's outcome, besides its task, method and seed.
+
+    Args:
+        config: of the run, or as its result has it.
+    """
     own = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
     paths = config["paths"]
     weights = {key: paths[key] for key in WEIGHTS if paths.get(key)}
     return {**own, "weights": weights} if weights else own
 
 
-def identity(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+def identity(config: Any) -> dict[str, Any]:
     """Return what tells a run from every other, by path, `optim.lr` for one.
 
     A run's own and that of the `config` in its result are equal.

@@ -36,6 +36,16 @@ METRICS = {
     "sst2": "accuracy",
     "wnli": "accuracy",
 }
+MODEL = {
+    "vocab_size": 30522,
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "classifier_dropout": 0.1,
+}
 TRAIN_EXAMPLES = {"sst2": 5_000}
 
 
@@ -73,19 +83,7 @@ def config(task: str = "mrpc", method: str = "lora", seed: int = 0) -> ConfigDic
         seed=seed,
         rules=rules,
         metric=METRICS[task],
-        model={
-            "kind": "bert",
-            "settings": {
-                "vocab_size": 30522,
-                "hidden_size": 384,
-                "num_hidden_layers": 6,
-                "num_attention_heads": 12,
-                "intermediate_size": 1536,
-                "hidden_dropout_prob": 0.0,
-                "attention_probs_dropout_prob": 0.0,
-                "classifier_dropout": 0.1,
-            },
-        },
+        model={"kind": "bert", "settings": MODEL},
         data={
             "max_length": 128,
             "buckets": (16, 24, 32, 48, 64, 96, 128),

@@ -101,7 +101,6 @@ def config(
     known(start, ["released", "fresh"], "start")
     row = line("hydra_glue", task=task)
     mnli = row["start_from"].startswith("mnli") and method == "hydra"
-    length = int(row["max_seq_length"])
     return defaults.run(
         name="glue_roberta_base",
         family="glue",
@@ -113,30 +112,38 @@ def config(
         rules=_rules(method, row),
         metric=METRICS.get(task, "accuracy"),
         model={"kind": "roberta", "settings": MODEL},
-        data={
-            "max_length": length,
-            "buckets": tuple(x for x in BUCKETS if x <= length),
-            "train_examples": 0,
-        },
-        train={
-            "epochs": int(row["epochs"]),
-            "batch": int(row["global_batch"]),
-            "eval_batch": 64,
-            "eval_epochs": 1,
-        },
-        optim={
-            "schedule": "linear",
-            "lr": RATES.get(method, float(row["learning_rate"])),
-            "weight_decay": float(row["weight_decay"]),
-            "warmup": float(row["warmup_ratio"]),
-            "clip": 1.0,
-        },
+        **_training(method, row),
         paths={"start": ""},
         grid=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         tasks=TASKS,
         methods=METHODS,
         table={"published": PUBLISHED, "notes": {}},
     )
+
+
+def _training(method: str, row: dict) -> dict:
+    """Return what a line of the recipes says."""
+    length = int(row["max_seq_length"])
+    return {
+        "data": {
+            "max_length": length,
+            "buckets": tuple(x for x in BUCKETS if x <= length),
+            "train_examples": 0,
+        },
+        "train": {
+            "epochs": int(row["epochs"]),
+            "batch": int(row["global_batch"]),
+            "eval_batch": 64,
+            "eval_epochs": 1,
+        },
+        "optim": {
+            "schedule": "linear",
+            "lr": RATES.get(method, float(row["learning_rate"])),
+            "weight_decay": float(row["weight_decay"]),
+            "warmup": float(row["warmup_ratio"]),
+            "clip": 1.0,
+        },
+    }
 
 
 get_config = defaults.door(config)

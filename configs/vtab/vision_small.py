@@ -40,6 +40,15 @@ TASKS = {
     "mnist": ("mnist_1k", 10, "natural"),
     "eurosat5": ("eurosat5_1k", 5, "specialized"),
 }
+MODEL = {
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 64,
+    "depth": 4,
+    "num_heads": 4,
+    "mlp_dim": 256,
+    "pooling": "mean",
+}
 
 
 def _rules(method, parts=None):
@@ -79,16 +88,7 @@ def config(task: str = "cifar10", method: str = "lora", seed: int = 0) -> Config
         method=method,
         seed=seed,
         rules=rules,
-        model={
-            "image_size": 32,
-            "patch_size": 8,
-            "width": 64,
-            "depth": 4,
-            "num_heads": 4,
-            "mlp_dim": 256,
-            "num_classes": TASKS[task][1],
-            "pooling": "mean",
-        },
+        model={**MODEL, "num_classes": TASKS[task][1]},
         pretrain={
             "tasks": others,
             "classes": sum(TASKS[name][1] for name in others),

@@ -10,9 +10,11 @@ compared with a run of its adapter alone.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,8 @@ from peftjax.models.vit import ViT
 from peftjax.testing import perturb
 
 LINEAR = r"blocks_\d+/(attn/(qkv|proj)|mlp/fc[12])/kernel"
-ROWS = 64
+ROWS, ONE = 64, "one adapter"
+SIZE: Any = {"width": 384, "depth": 2, "num_heads": 6, "mlp_dim": 1536}
 
 
 @cli.command
@@ -37,57 +40,57 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.flag("--out", type=Path, help="JSON file to write")
     parser.flag("--rounds", type=cli.count, default=5, help="the median counts")
     options = parser.read(argv)
-    size = {"width": 384, "depth": 2, "num_heads": 6, "mlp_dim": 1536}
-    model = ViT(image_size=64, patch_size=8, num_classes=0, **size)
+    calls, facts = compiled_calls()
+    seconds = interleave(calls, options.rounds)
+    result = {"rows": ROWS, "tokens": 65, **circumstances()}
+    for name in list(calls)[1:]:
+        result[name] = {"time_over_one": ratio(seconds, name, ONE), **facts[name]}
+        print(name, {k: float(f"{v:.3g}") for k, v in result[name].items()})
+    if options.out:
+        storage.write_json(options.out, result)
+
+
+def compiled_calls() -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Return a ready call of one adapter and of each bank, and XLA's figures."""
+    model = ViT(image_size=64, patch_size=8, num_classes=0, **SIZE)
     images = jax.random.normal(jax.random.key(0), (ROWS, 64, 64, 3))
     variables = jax.jit(model.init)(jax.random.key(1), images)
     rules = {LINEAR: pj.LoRA(rank=8, alpha=16.0)}
     peft = pj.adapt(model.apply, variables, images, rules=rules, strict=True)
-    fresh = jax.jit(peft.init)
-    one = jax.jit(peft.apply)
-    all_adapters = [
-        perturb(peft, fresh(jax.random.key(i)), 0.02 * i) for i in range(64)
-    ]
+    fresh, one = jax.jit(peft.init), jax.jit(peft.apply)
+    adapters = [perturb(peft, fresh(jax.random.key(i)), 0.02 * i) for i in range(64)]
+    compiled = one.lower(variables, adapters[0], images).compile()
+    calls = {ONE: lambda: compiled(variables, adapters[0], images)}
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    base, facts = model.apply(variables, images), {}
 
-    compiled = one.lower(variables, all_adapters[0], images).compile()
-    calls = {"one adapter": lambda: compiled(variables, all_adapters[0], images)}
-    memory = {"one adapter": compiled.memory_analysis().temp_size_in_bytes}
-    worst = {}
+    def alone(which):
+        return base if which < 0 else one(variables, adapters[which], images)
+
     for count in (8, 64):
-        bank = pj.bank(all_adapters[:count])
         ids = np.arange(ROWS) % count
         ids[::8] = -1
-
-        @jax.jit
-        def run(variables, bank, images, ids):
-            return peft.apply(variables, bank, images, adapter_ids=ids)
-
-        name, ids = f"{count} adapters", jnp.asarray(ids)
-        program = run.lower(variables, bank, images, ids).compile()
-        memory[name] = program.memory_analysis().temp_size_in_bytes
-        calls[name] = lambda p=program, b=bank, i=ids: p(variables, b, images, i)
-        found, base = (
-            program(variables, bank, images, ids),
-            model.apply(variables, images),
+        arguments = variables, pj.bank(adapters[:count]), images, jnp.asarray(ids)
+        program = jax.jit(_banked(peft)).lower(*arguments).compile()
+        name, found = f"{count} adapters", program(*arguments)
+        calls[name] = functools.partial(program, *arguments)
+        used = program.memory_analysis().temp_size_in_bytes
+        worst = max(
+            jnp.abs((found - alone(which))[ids == which]).max() for which in set(ids)
         )
-        rows = []
-        for which in sorted(set(np.asarray(ids))):
-            alone = base if which < 0 else one(variables, all_adapters[which], images)
-            rows.append(jnp.abs((found - alone)[ids == which]).max())
-        worst[name] = float(max(rows) / jnp.abs(found).max())
-
-    seconds = interleave(calls, options.rounds)
-    result = {"rows": ROWS, "tokens": 65, **circumstances()}
-    for name in list(calls)[1:]:
-        result[name] = {
-            "time_over_one": ratio(seconds, name, "one adapter"),
-            "memory_over_one": memory[name] / memory["one adapter"],
-            "temporary_bytes": memory[name],
-            "largest_difference": worst[name],
+        facts[name] = {
+            "memory_over_one": used / memory,
+            "temporary_bytes": used,
+            "largest_difference": float(worst / jnp.abs(found).max()),
         }
-        print(name, {k: float(f"{v:.3g}") for k, v in result[name].items()})
-    if options.out:
-        storage.write_json(options.out, result)
+    return calls, facts
+
+
+def _banked(peft: pj.Peft) -> Any:
+    def run(variables, bank, images, ids):
+        return peft.apply(variables, bank, images, adapter_ids=ids)
+
+    return run
 
 
 if __name__ == "__main__":

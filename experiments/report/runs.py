@@ -47,8 +47,9 @@ class Run:
         if self.result.get("status") != "finished":
             return None
         score = self.result["scores"][self.result["metric"]]
-        finite = score is not None and math.isfinite(score)
-        return 100 * score if finite else None
+        if score is None or not math.isfinite(score):
+            return None
+        return 100 * score
 
     @property
     def error(self) -> str | None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.tasks.images import IN_MEMORY, loss_of, outputs_of, score
@@ -31,7 +30,7 @@ from peftjax.data.splits import by_seed
 OPTIONS = ("image_size", "drop_path", "fused_qkv")
 
 
-def outline(config: ConfigDict) -> Outline:
+def outline(config: Any) -> Outline:
     """Return what follows from the configuration, the checkpoint and the classes."""
     model, _ = _loaded(config)
     norm, size = config.data.normalisation, model.image_size
@@ -47,12 +46,12 @@ def outline(config: ConfigDict) -> Outline:
     )
 
 
-def base(config: ConfigDict, outline: Outline) -> Any:
+def base(config: Any, outline: Outline) -> Any:
     """Return the pretrained weights with a head of zeros."""
     return with_new_head(_loaded(config)[1])
 
 
-def data(config: ConfigDict, choose: bool) -> Data:
+def data(config: Any, choose: bool) -> Data:
     size = _loaded(config)[0].image_size
     splits, _ = folder.load(_place(config), size=size, seed=config.data.split_seed)
     arrays, prints = {}, []
@@ -66,25 +65,25 @@ def data(config: ConfigDict, choose: bool) -> Data:
     return Data(arrays["train"], test, arrays["validation"], tuple(prints))
 
 
-def count(config: ConfigDict) -> int:
+def count(config: Any) -> int:
     found, seed = _opened(config, 1), config.data.split_seed
     with reading(f"{config.name}: {_place(config)}"):
         return len(by_seed(found.labels, found.classes, seed)["train"])
 
 
-def _place(config: ConfigDict) -> Path:
+def _place(config: Any) -> Path:
     """Return the folder of the task, or its npz file."""
     place = Path(config.paths.data) / config.task
     file = place.with_name(f"{place.name}.npz")
     return file if file.is_file() and not place.is_dir() else place
 
 
-def _opened(config: ConfigDict, size: int) -> folder.Pictures:
+def _opened(config: Any, size: int) -> folder.Pictures:
     with reading(config.name):
         return folder.read(_place(config), size)
 
 
-def _loaded(config: ConfigDict) -> Any:
+def _loaded(config: Any) -> Any:
     options = config.get("model") or {}
     classes = len(_opened(config, 1).classes)
     given = tuple((key, options[key]) for key in OPTIONS if key in options)

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.tasks.glue import class_loss, outputs
@@ -24,7 +23,7 @@ from peftjax.data import splits, tables, tokenizer
 from peftjax.data.fingerprint import fingerprint
 
 
-def outline(config: ConfigDict) -> Outline:
+def outline(config: Any) -> Outline:
     """Return what follows from the configuration, the checkpoint and the classes."""
     model, _ = _loaded(config)
     tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
@@ -40,12 +39,12 @@ def outline(config: ConfigDict) -> Outline:
     )
 
 
-def base(config: ConfigDict, outline: Outline) -> Any:
+def base(config: Any, outline: Outline) -> Any:
     """Return the pretrained weights, with the head drawn from the run's seed."""
     return _loaded(config)[1]
 
 
-def data(config: ConfigDict, choose: bool) -> Data:
+def data(config: Any, choose: bool) -> Data:
     found, settings = _read(config), config.data
     tokens = tokenizer.load_tokenizer(checkpoint(config))
     encoded = tokenizer.encode(tokens, found.texts, settings.max_length)
@@ -65,17 +64,17 @@ def data(config: ConfigDict, choose: bool) -> Data:
     return Data(parts["train"], parts.get("test"), parts["validation"], tuple(prints))
 
 
-def count(config: ConfigDict) -> int:
+def count(config: Any) -> int:
     return len(_rows(config)["train"])
 
 
-def _rows(config: ConfigDict) -> dict[str, np.ndarray]:
+def _rows(config: Any) -> dict[str, np.ndarray]:
     found = _read(config)
     with reading(f"{config.name}: {config.task}"):
         return splits.by_seed(found.labels, found.classes, config.data.split_seed)
 
 
-def _read(config: ConfigDict) -> tables.Texts:
+def _read(config: Any) -> tables.Texts:
     columns = config.data.text
     text = (columns,) if isinstance(columns, str) else tuple(columns)
     with reading(config.name):
@@ -88,7 +87,7 @@ def _table(file: Any, _: int, text: tuple[str, ...], label: str) -> tables.Texts
     return tables.read(file, text, label)
 
 
-def _loaded(config: ConfigDict) -> Any:
+def _loaded(config: Any) -> Any:
     options = tuple(sorted((config.get("model") or {}).items()))
     classes = len(_read(config).classes)
     return _load(checkpoint(config), classes, config.seed, options)
