@@ -1,0 +1,132 @@
+"""The supernet of a search: its configuration, its training, its candidates' scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import peftjax as pj
+from experiments.checks import UnfitSettings
+from experiments.measure import bound, forward
+from experiments.optimizer import optimizer
+from experiments.run import ProgramCache, Programs, Run
+from experiments.tasks.task import Outline
+from peftjax.data.pipeline import eval_batches
+from peftjax.search import Space, draw, evolve, make_score
+from peftjax.training.evaluation import make_eval
+from peftjax.training.loop import train
+from peftjax.training.step import make_step
+
+SAVE_STEPS = 500  # between checkpoints of the supernet, at most
+Stop = Callable[[], bool]
+
+
+class SupernetPrograms(ProgramCache):
+    """Programs whose training step draws a structure for the next."""
+
+    def _compiled(self, config: ConfigDict, outline: Outline) -> Programs:
+        model, rules = outline.model, dict(config.rules)
+        peft = pj.adapt(model.apply, outline.abstract(), *outline.example, rules=rules)
+        step = make_step(
+            peft,
+            optimizer(config.optim, 2, 1),
+            outline.loss,
+            self.mesh,
+            update_frozen=draw(peft),
+        )
+        outputs = make_eval(peft, outline.outputs, self.mesh)
+        return Programs(peft, self.mesh, step, outputs, bound(model), forward(model))
+
+
+def supernet(config: ConfigDict) -> ConfigDict:
+    """Return the configuration with each GLoRA as a supernet of its rank.
+
+    Raises:
+        UnfitSettings: no rule is a GLoRA, or one has three ranks or matrix semantics.
+    """
+    rules = []
+    for pattern, method in config.rules:
+        if isinstance(method, pj.GLoRA):
+            if not isinstance(method.rank, int) or method.semantics != "elementwise":
+                raise UnfitSettings(
+                    f"{config.name}: {pattern}: {method}: expected one rank and "
+                    "element-wise semantics, of which there is a supernet"
+                )
+            method = pj.GLoRASupernet(method.rank)
+        rules.append((pattern, method))
+    if not any(isinstance(method, pj.GLoRASupernet) for _, method in rules):
+        found = ", ".join(sorted({type(method).__name__ for _, method in rules}))
+        raise UnfitSettings(
+            f"{config.name}: method={config.method}: a search needs layers of GLoRA, "
+            f"found {found}; give --config FILE:method=glora"
+        )
+    return changed(config, method="glora_search", rules=tuple(rules))
+
+
+def changed(config: ConfigDict, **values: Any) -> ConfigDict:
+    changed = config.copy_and_resolve_references()
+    for key, value in values.items():
+        with changed.ignore_type():
+            changed[key] = value
+    return changed
+
+
+def on_test(config: ConfigDict) -> bool:
+    return config.selection == "best_on_test"
+
+
+def space_of(one: Run, limit: int, settings: dict[str, Any]) -> Space:
+    """Return what is searched; what cannot be is refused before anything is trained."""
+    space = Space(one.peft)
+    if stacked := [site.path for site, _ in space.supernets if site.stack]:
+        raise UnfitSettings(
+            f"{one.config.name}: {stacked[0]}: scanned layers share one method and "
+            "cannot become different ones; switch scan_layers off"
+        )
+    try:
+        once = {**settings, "generations": 0}
+        evolve(lambda g: [0.0] * len(g), space, limit, jax.random.key(0), **once)
+    except ValueError as error:
+        raise UnfitSettings(f"{one.config.name}: {error}") from error
+    return space
+
+
+def trained(one: Run, place: Path, stop: Stop | None) -> Any:
+    """Return the adapters of the trained supernet."""
+    every = one.steps_per_epoch * one.config.train.eval_epochs
+    state = train(
+        one.programs.step,
+        one.state(),
+        one.sharded,
+        one.batches(),
+        steps=one.steps,
+        workdir=place,
+        save_every=min(every, SAVE_STEPS),
+        resume=True,
+        stop=stop,
+    )
+    return jax.device_get(one.peft.combine(state.trainable, state.frozen))
+
+
+def scores_of(one: Run, space: Space, adapters: Any) -> Callable[[Any], Any]:
+    """Return the fitness: the task's metric on the split that is selected on."""
+    split = one.data.test if on_test(one.config) else one.data.validation
+    if split is None:
+        raise UnfitSettings(
+            f"{one.config.name}, {one.config.task}: has no validation split to select "
+            "a structure on"
+        )
+    outline, labels = one.outline, split["label"]
+    return make_score(
+        space,
+        outline.outputs,
+        lambda rows: outline.score(labels, rows["outputs"])[outline.metric],
+        one.base,
+        adapters,
+        eval_batches(split, one.config.train.eval_batch),
+        devices=list(one.programs.mesh.devices.flat),
+    )

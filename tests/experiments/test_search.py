@@ -1,0 +1,211 @@
+"""The search as a command, on a model small enough for a test."""
+
+import json
+import re
+
+import pytest
+
+import peftjax as pj
+from configs.quickstart import get_config
+from experiments.checks import UnfitSettings
+from experiments.preemption import Stopped
+from experiments.report.search import front
+from experiments.run import ProgramCache, Run
+from experiments.search import run
+from experiments.search.__main__ import main
+from experiments.search.supernet import changed, supernet
+from experiments.search.work import ON_TEST
+from experiments.tasks import from_scratch
+from peftjax.hub import files
+from peftjax.parallel.mesh import make_mesh
+from peftjax.search import Candidate
+from peftjax.training.loop import Preempted
+from tests.experiments.test_quickstart import SMALL
+
+FEW = {
+    "population": 6,
+    "generations": 2,
+    "parents": 2,
+    "mutants": 2,
+    "crossovers": 2,
+    "p": 0.2,
+}
+LIMIT = 1500
+FILES = {
+    "search.json",
+    "supernet",
+    "result.json",
+    "archive.png",
+    "structure.png",
+    "adapter.json",
+    "adapter.safetensors",
+    "merged.safetensors",
+    "claim.lock",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        # eight fake devices are slow
+        patch.setattr(from_scratch, "make_mesh", lambda: make_mesh(data=1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("search")
+
+
+def small(folder, **changes):
+    config = get_config("method=glora")
+    paths = {"paths.cache": str(folder / "cache")}
+    config.update_from_flattened_dict({**SMALL, **paths, **changes})
+    return config
+
+
+def search(config, place, **settings):
+    mesh = make_mesh(data=1)
+    return run(config, place, LIMIT, mesh=mesh, **{**FEW, **settings})
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A finished search and its result."""
+    place = folder / "whole"
+    return place, search(small(folder), place)
+
+
+def state(place):
+    return json.loads((place / "search.json").read_text())["state"]
+
+
+def test_a_search_leaves_its_files_and_result(whole):
+    place, result = whole
+    assert {path.name for path in place.iterdir()} == FILES
+    assert result == json.loads((place / "result.json").read_text())
+    assert result["method"] == "glora_search" and result["note"] == "test split"
+    found = result["search"]
+    assert found["evaluated"] == len(state(place)["archive"]) == 18
+    assert found["parameters"] == result["trainable_without_head"] <= LIMIT
+    best = max(state(place)["archive"], key=lambda row: row["score"])
+    assert found["selected_with"] == best["score"]
+    assert len(result["structure"]) == 4
+    assert list(result["structure"]["blocks_0/mlp/fc1/kernel"]) == list("ABCDE")
+
+
+def test_the_found_adapter_is_read_back_and_scores_as_reported(whole, folder):
+    place, result = whole
+    rules = files.read_rules(place / "adapter")
+    for path, forms in result["structure"].items():
+        fixed = rules.get(re.escape(path))
+        found = [getattr(fixed, name, "none") for name in "abcde"]
+        assert found == list(forms.values())
+    config = changed(small(folder), rules=tuple(rules.items()))
+    one = Run(config, ProgramCache(make_mesh(data=1)))
+    adapters = files.load(place / "adapter", one.peft, one.base)
+    assert one.score(adapters, one.data.test) == result["scores"]
+
+
+def test_resuming_returns_the_result(whole, folder):
+    place, result = whole
+    assert search(small(folder), place, resume=True) == result
+
+
+@pytest.mark.parametrize("after", [10, 30 + 1, 30 + 2])
+def test_interrupted_anywhere_and_resumed_to_the_same_archive(whole, folder, after):
+    """The supernet takes some steps and the search three generations."""
+    place, (other, result) = folder / f"stopped{after}", whole
+    steps = Run(supernet(small(folder)), _Programs(), choose=True).steps
+    after = after if after < 30 else steps - 1 + after - 30
+    asked = 0
+
+    def stop():
+        nonlocal asked
+        asked += 1
+        return asked >= after
+
+    with pytest.raises((Preempted, Stopped)):
+        search(small(folder), place, stop=stop)
+    assert not (place / "result.json").exists()
+    again = search(small(folder), place, resume=True)
+    assert state(place) == state(other)
+    assert again["scores"] == result["scores"]
+
+
+class _Programs:
+    """No programs: the run is asked for its length alone."""
+
+    def of(self, config, outline):
+        class Nothing:
+            peft = None
+
+            class step:
+                shard_base = staticmethod(lambda base: base)
+
+        return Nothing
+
+
+def test_retraining_and_selection_on_test(folder):
+    place = folder / "retrained"
+    config = small(folder, selection="best_on_test")
+    result = search(config, place, retrain=True, generations=0)
+    trained = json.loads((place / "retrained" / "result.json").read_text())
+    assert trained["scores"] == result["scores"]
+    assert trained["selection"] == "last" and result["selection"] == "best_on_test"
+    assert result["note"].endswith(ON_TEST)
+    assert not (place / "adapter.json").exists()
+    assert (place / "retrained" / "adapter.json").exists()
+
+
+def test_what_is_refused(whole, folder, tmp_path):
+    place, _ = whole
+    config = small(folder)
+    with pytest.raises(FileExistsError, match="holds a search; --resume"):
+        search(config, place)
+    with pytest.raises(FileExistsError, match="search.p: expected 0.5, found 0.2"):
+        search(config, place, resume=True, p=0.5)
+    (tmp_path / "letter.txt").touch()
+    with pytest.raises(FileExistsError, match=r"letter\.txt: expected an absent"):
+        search(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    with pytest.raises(UnfitSettings, match="parents=0: expected at least 1"):
+        search(config, folder / "a", parents=0)
+    with pytest.raises(UnfitSettings, match=r"limit=10: the smallest of .*random"):
+        run(config, folder / "b", 10, mesh=make_mesh(data=1), **FEW)
+    assert not (folder / "b" / "supernet").exists()
+    with pytest.raises(UnfitSettings, match="needs layers of GLoRA, found Full, LoRA"):
+        search(get_config("method=lora"), folder / "c")
+    for wrong in (pj.GLoRA((2, 1, 1)), pj.GLoRA(2, semantics="matrix")):
+        with pytest.raises(UnfitSettings, match="expected one rank and element-wise"):
+            search(changed(config, rules=((".*", wrong),)), folder / "d")
+
+
+def test_scanned_layers_are_refused_before_training(folder):
+    rules = ((r"blocks/mlp/fc1/kernel", pj.GLoRA(2)), ("head/.*", pj.Full()))
+    config = changed(small(folder), rules=rules)
+    config.model.scan_layers = True
+    with pytest.raises(UnfitSettings, match="blocks/mlp/fc1/kernel: scanned"):
+        search(config, folder / "scanned")
+
+
+def test_the_command(folder, capsys, whole):
+    """A finished search is shown again."""
+    place, result = whole
+    overrides = {**SMALL, "paths.cache": folder / "cache"}
+    argv = ["--config", "configs/quickstart.py:method=glora", f"--workdir={place}"]
+    argv += [f"--config.{key}={value}" for key, value in overrides.items()]
+    argv += [f"--limit={LIMIT}", "--resume"]
+    argv += [f"--{key}={value}" for key, value in FEW.items()]
+    main(argv)
+    shown = capsys.readouterr().out
+    assert f"accuracy             {result['scores']['accuracy']}" in shown
+    with pytest.raises(SystemExit, match="--limit"):
+        main(argv[:2])
+
+
+def test_the_front():
+    rows = [(5, 0.1), (3, 0.2), (9, 0.2), (9, 0.4), (3, 0.1), (4, 0.3)]
+    archive = [Candidate((), n, s, 0, "random") for n, s in rows]
+    found = [(c.parameters, c.score) for c in front(archive)]
+    assert found == [(3, 0.2), (4, 0.3), (9, 0.4)]
