@@ -202,8 +202,8 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def call(argv: Sequence[str] | None = None) -> Any:
-        # orbax reports every file it opens
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        # orbax reports every file it opens, and one error once per thread
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         try:
             return main(argv)
         except (Preempted, Stopped) as error:

@@ -69,22 +69,31 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def save(self, state: TrainState, data: Any) -> int:
-        """Write the state and `data.get_state()` under the state's step; return it."""
+        """Write the state and `data.get_state()` under the state's step; return it.
+
+        Raises:
+            OSError: it cannot be written; the disk is full, for one.
+        """
         step = int(state.step)
+        try:
+            self._write(step, _arrays(state), {"data": data.get_state()})
+        except (OSError, ValueError) as error:  # tensorstore raises the latter
+            told = str(error).splitlines()[0]
+            raise OSError(
+                f"{self.path(step)}: checkpoint not written: {told}"
+            ) from error
+        if is_main():
+            _close(self.path(step))
+        return step
+
+    def _write(self, step: int, arrays: Mapping[str, jax.Array], more: Any) -> None:
         policy = self._ocp.training.preservation_policies.LatestN(self._keep)
         with self._ocp.training.Checkpointer(
             self.directory, preservation_policy=policy, cleanup_tmp_directories=True
         ) as checkpointer:
             checkpointer.save(
-                step,
-                _arrays(state),
-                force=True,
-                overwrite=True,
-                custom_metadata={"data": data.get_state()},
+                step, arrays, force=True, overwrite=True, custom_metadata=more
             )
-        if is_main():
-            _close(self.path(step))
-        return step
 
     def restore(
         self, state: TrainState, data: Any, *, fallback: bool = False

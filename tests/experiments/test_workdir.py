@@ -5,6 +5,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ from experiments.workdir import (
     RunFolder,
     claimed,
 )
+from peftjax.training import checkpoint
+from peftjax.training.checkpoint import Checkpoints
 from peftjax.training.loop import NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -236,3 +240,17 @@ def test_a_table_refuses_what_a_run_refuses(tmp_path, training):
     for options in ({}, {"force": True}):
         with pytest.raises(ForeignFile, match=r"best\.json"):
             table.fill(tmp_path, [config], **options)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise ValueError("OUT_OF_RANGE: Failed writing: no space\nand where, at length")
+
+    monkeypatch.setattr(Checkpoints, "_write", full)
+    monkeypatch.setattr(checkpoint, "_arrays", lambda state: {})
+    state: Any = SimpleNamespace(step=3)
+    data = SimpleNamespace(get_state=dict)
+    with pytest.raises(
+        OSError, match=rf"{tmp_path}/3: checkpoint not written: OUT_OF_"
+    ):
+        Checkpoints(tmp_path).save(state, data)
