@@ -101,7 +101,7 @@ def _transpose(
         return on_layer(site, wide, x, kernel, given, None, None)
 
     # linear in x up to a constant, so where it is linearised does not matter
-    _, pull = jax.vjp(forward, x)
+    pull: Any = jax.vjp(forward, x)[1]
     return pull(h.astype(kernel.dtype))[0].astype(asked.out_dtype)
 
 

@@ -20,34 +20,31 @@ from peftjax.core.axes import Axis, shape, whole
 from peftjax.core.formula import Asked, ConvInput, Lookup, on_stack
 from peftjax.core.jaxpr import Loop, Symbol
 from peftjax.core.method import Kind, Rows
-from peftjax.core.uses import Leaf, Product, Use, Weight
+from peftjax.core.uses import Leaf, Product, Use, Weight, bias_groups
 
 
 class Rules:
     """What becomes of a weight, a leaf or a product under each primitive.
 
-    A subclass says how control flow is built anew (`scan`, `while_loop`, `switch` and
-    `checkpoint`, as in `jax.lax`), and what the methods below amount to.
+    A subclass says what a use, an added bias and the end of a symbol amount to, and may
+    build control flow and plain equations otherwise.
     """
 
-    scan: Callable[..., Any]
-    while_loop: Callable[..., Any]
-    switch: Callable[..., Any]
-    checkpoint: Callable[..., Any]
-
-    def evaluate(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
-        """Evaluate an equation without symbols."""
-        raise NotImplementedError
+    scan: Callable[..., Any] = staticmethod(lax.scan)
+    while_loop: Callable[..., Any] = staticmethod(lax.while_loop)
+    switch: Callable[..., Any] = staticmethod(lax.switch)
+    checkpoint: Callable[..., Any] = staticmethod(jax.checkpoint)
+    evaluate: Callable[[Any, Sequence[Any]], list[Any]] = staticmethod(jaxpr.evaluate)
 
     def ended(self, symbol: Any, why: str) -> Any:
         """Return the array that a symbol stands for, where no rule knows more."""
         raise NotImplementedError
 
-    def used(self, product: Product, eqn: Any) -> Any:
+    def used(self, product: Product) -> Any:
         """Return a use of a weight, or its array; None where it is not recognised."""
         raise NotImplementedError
 
-    def added(self, product: Product, leaf: Leaf) -> list[Any] | None:
+    def added(self, product: Product, leaf: Leaf, groups: Any) -> list[Any] | None:
         """Return `[sum]` of a product and its bias, or None where it is none."""
         raise NotImplementedError
 
@@ -198,7 +195,8 @@ class Rules:
     def _add(self, eqn: Any, operands: list[Any]) -> list[Any]:
         product, leaf = operands if isinstance(operands[0], Product) else operands[::-1]
         if isinstance(product, Product) and type(leaf) is Leaf:
-            results = self.added(product, leaf)
+            groups = bias_groups(product, leaf)
+            results = None if groups is None else self.added(product, leaf, groups)
             if results is not None:
                 return results
         return self._unknown(eqn, operands)
@@ -206,7 +204,7 @@ class Rules:
     def _product(
         self, eqn: Any, operands: Sequence[Any], product: Product
     ) -> list[Any]:
-        result = self.used(product, eqn)
+        result = self.used(product)
         return self._unknown(eqn, operands) if result is None else [result]
 
     def _dot(self, eqn: Any, operands: list[Any]) -> list[Any]:

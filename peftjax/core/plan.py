@@ -18,7 +18,7 @@ from peftjax.core.jaxpr import opened
 from peftjax.core.lift import Rules
 from peftjax.core.method import Layer, Method
 from peftjax.core.site import Leaves, Site
-from peftjax.core.uses import Leaf, Product, Use, Weight, bias_groups
+from peftjax.core.uses import Leaf, Product, Use, Weight
 
 
 class Planner(Rules):
@@ -40,15 +40,12 @@ class Planner(Rules):
     def evaluate(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
         return [None] * len(eqn.outvars)
 
-    def used(self, product: Product, eqn: Any) -> Product:
+    def used(self, product: Product) -> Product:
         product.use.times *= self._loops
         self.uses.setdefault(product.weight.index, []).append(product.use)
         return replace(product, compute=lambda *_: None)
 
-    def added(self, product: Product, leaf: Leaf) -> list[Any] | None:
-        groups = bias_groups(product, leaf)
-        if groups is None:
-            return None
+    def added(self, product: Product, leaf: Leaf, groups: Any) -> list[Any]:
         product.use.biases.append((leaf.index, groups))
         return [None]
 
@@ -239,11 +236,6 @@ def _notes(site: Site) -> tuple[str, ...]:
             "adds a constant, but the layer has no bias of its own; cannot merge"
         )
     return tuple(notes)
-
-
-def _merge_shapes(site: Site) -> tuple[Any, Any]:
-    p, kernel = abstract(site)
-    return jax.eval_shape(lambda p, k: merge_layer(site.method, p, k, None), p, kernel)
 
 
 def _merged(site: Site) -> tuple[Any, Any]:

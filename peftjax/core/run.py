@@ -9,12 +9,12 @@ from typing import Any
 import jax
 from jax import lax
 
-from peftjax.core import arrays, jaxpr
+from peftjax.core import arrays
 from peftjax.core.axes import arrange, shape, whole
 from peftjax.core.lift import Rules
 from peftjax.core.merge import merge_leaves, merge_used
 from peftjax.core.site import Adapters, Given, Site
-from peftjax.core.uses import Leaf, Product, Weight, bias_groups
+from peftjax.core.uses import Leaf, Product, Weight
 
 
 def run(
@@ -61,21 +61,13 @@ def _key(site: Site, adapter_key: jax.Array | None) -> jax.Array | None:
 class Runner(Rules):
     """The rules on arrays: a use is its formula, a loop is a loop."""
 
-    scan = staticmethod(lax.scan)
-    while_loop = staticmethod(lax.while_loop)
-    switch = staticmethod(lax.switch)
-    checkpoint = staticmethod(jax.checkpoint)
-
     def __init__(self, owners: Mapping[int, Site]) -> None:
         """Run; `owners` are the sites by the index of their bias."""
         super().__init__()
         self.owners = owners
         self.counts: dict[str, int] = {}
 
-    def evaluate(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
-        return jaxpr.evaluate(eqn, values)
-
-    def used(self, product: Product, eqn: Any) -> Any:
+    def used(self, product: Product) -> Any:
         weight, use, site = product.weight, product.use, product.weight.site
         _, d_in, d_out = site.atoms
         straight = (use.d_in, use.d_out) == (d_in, d_out)
@@ -87,9 +79,8 @@ class Runner(Rules):
             return product
         return product.compute(None, self._key(weight))
 
-    def added(self, product: Product, leaf: Leaf) -> list[Any] | None:
+    def added(self, product: Product, leaf: Leaf, groups: Any) -> list[Any] | None:
         weight, site = product.weight, product.weight.site
-        groups = bias_groups(product, leaf)
         if leaf.index != site.bias_index or groups != site.bias_groups:
             return None
         here = [
