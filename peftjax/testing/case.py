@@ -119,18 +119,13 @@ class Case:
 
     @cached_property
     def fresh(self) -> Adapters:
-        # A start is drawn many times faster to compile by this kind of key.
+        # Of all kinds of key this one compiles fastest.
         return compiled(self.peft.init)(jax.random.key(1, impl="unsafe_rbg"))
 
     @cached_property
     def perturbed(self) -> Adapters:
         """Adapters with every trainable number moved off its start."""
         return jax.device_put(perturb(self.peft, jax.device_get(self.fresh)))
-
-    @property
-    def shapes(self) -> Adapters:
-        """The shapes of the adapters, in their place where nothing is computed."""
-        return jax.eval_shape(lambda: self.peft.init(jax.random.key(0)))
 
     @cached_property
     def cotangent(self) -> np.ndarray:
@@ -152,12 +147,12 @@ class Case:
         The gradient is that of the trainable arrays.
         """
         parts = self.peft.partition(adapters)
-        return self._adapted(None)(self.variables, *parts, self.cotangent)
+        return self._adapted(self.variables, *parts, self.cotangent)
 
     def gated(self, adapters: Adapters) -> tuple[jax.Array, Adapters]:
         """Return the same with the gates that `merge` is given."""
         parts = self.peft.partition(adapters)
-        return self._adapted(self.gates)(self.variables, *parts, self.cotangent)
+        return self._gated(self.variables, *parts, self.cotangent)
 
     def merged(self, adapters: Adapters) -> tuple[jax.Array, Adapters]:
         """Return the same through merged weights."""
@@ -182,19 +177,22 @@ class Case:
 
     @cached_property
     def _adapted(self) -> Callable[..., Any]:
-        @cache
-        def program(gates: str | None) -> Callable[..., Any]:
-            def run(variables: Any, trainable: Any, frozen: Any, cotangent: Any) -> Any:
-                def output(trainable: Any) -> jax.Array:
-                    adapters = self.peft.combine(trainable, frozen)
-                    return self.output(variables, adapters, gates)
+        return self._backwards(None)
 
-                y, pull = jax.vjp(output, trainable)
-                return y, pull(cotangent)[0]
+    @cached_property
+    def _gated(self) -> Callable[..., Any]:
+        return self._adapted if self.affine else self._backwards(self.gates)
 
-            return compiled(run)
+    def _backwards(self, gates: str | None) -> Callable[..., Any]:
+        def run(variables: Any, trainable: Any, frozen: Any, cotangent: Any) -> Any:
+            def output(trainable: Any) -> jax.Array:
+                adapters = self.peft.combine(trainable, frozen)
+                return self.output(variables, adapters, gates)
 
-        return program
+            y, pull = jax.vjp(output, trainable)
+            return y, pull(cotangent)[0]
+
+        return compiled(run)
 
     @cached_property
     def _merged(self) -> Callable[..., Any]:
@@ -229,6 +227,11 @@ def linen_case(method: Method, dtype: Any = jnp.float32) -> Case:
 def nnx_case(method: Method) -> Case:
     """Return a method on the NNX model."""
     return Case(method, jnp.float32, *nnx_model()[1:])
+
+
+def shapes(peft: Peft) -> Adapters:
+    """Return the shapes of a plan's adapters; nothing is computed."""
+    return jax.eval_shape(lambda: peft.init(jax.random.key(0)))
 
 
 def perturb(peft: Peft, adapters: Adapters, scale: float = 0.3) -> Adapters:

@@ -26,6 +26,7 @@ from peftjax.testing.case import (
     compiled,
     linen_case,
     nnx_case,
+    shapes,
 )
 from peftjax.testing.model import nnx_model
 
@@ -53,8 +54,8 @@ def _raises(what: str, kind: type[Exception], run: Callable[[], Any]) -> None:
 
 def _abstractly(run: Callable[..., Any], case: Case, peft: Peft, *rest: Any) -> Any:
     """Trace a function of variables and adapters; nothing is computed."""
-    adapters = jax.eval_shape(lambda: peft.init(jax.random.key(0)))
-    return jax.eval_shape(lambda v, a: run(v, a, *rest), case.variables, adapters)
+    arguments = case.variables, shapes(peft)
+    return jax.eval_shape(lambda v, a: run(v, a, *rest), *arguments)
 
 
 def refusals(case: Case) -> None:
@@ -182,7 +183,7 @@ def on_nnx(case: Case) -> None:
     """On an NNX module, adapted equals merged, put back into the module."""
     other = nnx_case(case.method)
     # the layers of the Linen model, as far as they are here
-    adapters = {path: case.perturbed[path] for path in other.shapes}
+    adapters = {path: case.perturbed[path] for path in shapes(other.peft)}
     merged, expected = _agree("on_nnx", other, adapters)
     module = to_nnx(nnx_model()[0], merged)
     _close("on_nnx: module", _call(module, *other.inputs), expected, other.bound)

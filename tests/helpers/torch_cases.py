@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import peftjax as pj
+from peftjax.hub import load_torch
 from peftjax.models import load
 from tests.helpers.model_cases import DATA, MODELS, PEFT
 
@@ -18,6 +20,10 @@ BASES = {
     "roberta": (MODELS / "roberta", MODELS / "roberta" / "io.npz"),
     "vit": (MODELS / "vit", MODELS / "vit" / "io.npz"),
 }
+LORA, HRA = PEFT / "tiny_bert" / "lora", PEFT / "tiny_bert" / "hra"
+TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# Rounding of tiny models in float32 is below 2e-5; the library's own bound is 3e-4.
+TOLERANCE = 1e-4
 SHORT = {"bert": "tiny_bert", "llama": "tiny_llama"}
 
 
@@ -58,3 +64,30 @@ def compiled(model):
 def outputs(result) -> np.ndarray:
     """Return the logits, or a bare encoder's pooled output."""
     return np.asarray(getattr(result, "pooled", result))
+
+
+def planned(folder, scan_layers=False, source=None):
+    """Return the plan for an adapter, the variables and the adapters."""
+    model, variables = base(source or folder, scan_layers)
+    rules, adapters = load_torch(folder, model, variables)
+    given = inputs(source or folder)
+    peft = pj.adapt(model.apply, variables, **given, rules=rules, strict=True)
+    return peft, variables, adapters
+
+
+def close(found, expected):
+    np.testing.assert_allclose(outputs(found), expected, atol=TOLERANCE, rtol=0)
+
+
+def check_adapted(plan, folder, expected):
+    """Assert the logits of the adapted model."""
+    peft, variables, adapters = plan
+    close(jax.jit(peft.apply)(variables, adapters, **inputs(folder)), expected)
+
+
+def check_merged(plan, folder, expected, scan_layers=False):
+    """Assert the logits of the merged model."""
+    peft, variables, adapters = plan
+    merged = jax.jit(peft.merge)(variables, adapters)
+    model, _ = base(folder, scan_layers)
+    close(compiled(model)(merged, **inputs(folder)), expected)

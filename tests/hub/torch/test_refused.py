@@ -1,0 +1,208 @@
+"""Damaged and foreign files of the torch library: one error that names what."""
+
+import json
+import pickle
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from peftjax.hub import AdapterFileError, load_torch
+from peftjax.models import load
+from tests.helpers.model_cases import PEFT
+from tests.helpers.torch_cases import (
+    CONFIG,
+    LORA,
+    READ,
+    TENSORS,
+    base,
+)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(LORA, tmp_path / "copy")
+
+
+def edit(folder, **fields):
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **fields}))
+
+
+def edit_tensors(folder, change):
+    tensors = load_file(folder / TENSORS)
+    change(tensors)
+    save_file(tensors, folder / TENSORS)
+
+
+def refused(folder, *named, error=AdapterFileError, model=None):
+    with pytest.raises(error) as caught:
+        load_torch(folder, *(model or base(LORA)))
+    message = str(caught.value)
+    assert len(message) < 1500 and str(folder) in message, message
+    for word in named:
+        assert word in message, message
+
+
+def test_null_fields_of_later_versions_are_ignored(copy):
+    edit(copy, use_quantum=None, another_config=None)
+    load_torch(copy, *base(LORA))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"use_quantum": 3, "b_config": {}}, ["b_config = {}", "use_quantum = 3"]),
+        ({"peft_type": "ADALORA"}, ["ADALORA", "LORA, GLORA"]),
+        ({"peft_type": ["LORA"]}, ["peft_type"]),
+        ({"init_lora_weights": "pissa"}, ["init_lora_weights", "pissa"]),
+        ({"lora_bias": True}, ["lora_bias", "false"]),
+        ({"use_rslora": 1}, ["use_rslora"]),
+        ({"layer_replication": [[0, 2]]}, ["layer_replication"]),
+        ({"trainable_token_indices": [3]}, ["trainable_token_indices"]),
+        ({"target_modules": ["qwery", "../value"]}, ["qwery", "attention.self.query"]),
+        ({"target_modules": "(query"}, ["target_modules", "regular expression"]),
+        ({"target_modules": None}, ["target_modules None"]),
+        ({"target_modules": ["query"]}, ["value.lora_A.weight"]),
+        ({"target_modules": ["query", "key"]}, ["key.lora_A.weight", "none"]),
+        ({"r": 3}, ["query.lora_A.weight", "(3, 32)", "[4, 32]"]),
+        ({"r": 0}, ["r: expected an integer >= 1"]),
+        ({"r": 4000}, ["rank=4000", "attention/query/kernel"]),
+        ({"r": 4.0}, ["r:"]),
+        ({"lora_alpha": "8"}, ["lora_alpha"]),
+        ({"lora_dropout": 1.5}, ["lora_dropout"]),
+        ({"rank_pattern": {"query": 2}}, ["query.lora_A.weight", "(2, 32)"]),
+        ({"rank_pattern": {"(": 2}}, ["rank_pattern"]),
+        ({"bias": "lora_only"}, ["query.base_layer.bias"]),
+        ({"bias": "some"}, ["bias", "lora_only"]),
+        ({"modules_to_save": None}, ["classifier.weight"]),
+        ({"modules_to_save": ["pooler"]}, ["bert.pooler.dense.bias"]),
+        ({"use_dora": True}, ["lora_magnitude_vector"]),
+        ({"layers_to_transform": ["1"]}, ["layers_to_transform"]),
+        ({"layers_to_transform": [7]}, ["target_modules"]),
+    ],
+)
+def test_a_configuration_without_an_equal_here_is_refused(copy, fields, named):
+    edit(copy, **fields)
+    refused(copy, *named)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "fields", "named"),
+    [
+        ("oft", {"coft": True}, ["coft"]),
+        ("oft", {"module_dropout": 0.1}, ["module_dropout"]),
+        ("oft_blocks", {"num_cayley_neumann_terms": 7}, ["num_cayley_neumann_terms"]),
+        ("oft_blocks", {"peft_version": "0.17.1"}, ["0.17.1", "0.18"]),
+        ("oft", {"block_share": True}, ["oft_R.weight", "(1, 28)", "[4, 28]"]),
+        ("hra_gs", {"apply_GS": 1}, ["apply_GS"]),
+        ("ia3", {"feedforward_modules": []}, ["output.dense.ia3_l", "(32, 1)"]),
+        ("glora", {"config_C": "vector"}, ["glora_C.X"]),
+        ("glora", {"config_A_B": "matrix"}, ["config_A_B"]),
+    ],
+)
+def test_other_methods_are_read_as_strictly(tmp_path, adapter, fields, named):
+    folder = shutil.copytree(READ / "bert" / adapter, tmp_path / "copy")
+    edit(folder, **fields)
+    refused(folder, *named)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 300, -4])
+def test_truncated_tensors(copy, keep):
+    file = copy / TENSORS
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(copy, "truncated")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"peft_type": "LORA"', '"\ud800'])
+def test_damaged_configurations(copy, text):
+    (copy / CONFIG).write_bytes(text.encode("utf-8", "surrogatepass"))
+    refused(copy)
+
+
+def test_a_pickle_is_refused_with_the_reason(copy):
+    (copy / TENSORS).unlink()
+    (copy / "adapter_model.bin").write_bytes(pickle.dumps({"a": 1}))
+    refused(copy, "adapter_model.bin", "run code", "safetensors")
+
+
+@pytest.mark.parametrize("file", [CONFIG, TENSORS])
+def test_an_absent_file_is_named(copy, file):
+    (copy / file).unlink()
+    refused(copy, file, error=FileNotFoundError)
+
+
+QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
+
+
+def rename(new):
+    return lambda tensors: tensors.update({new: tensors.pop(QUERY)})
+
+
+def spoil(value):
+    return lambda tensors: tensors.update({QUERY: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (rename(QUERY.replace("layer.0", "layer.9")), ["layer.0", "found none"]),
+        (rename(QUERY.removeprefix("base_model.model.")), ["base_model.model."]),
+        (rename("base_model.model.../../x"), ["query.lora_A.weight"]),
+        (spoil(np.zeros((4, 31), "f")), ["(4, 32)", "float32[4, 31]"]),
+        (spoil(np.zeros((4, 32), "i4")), ["floating", "int32[4, 32]"]),
+        (spoil(np.full((4, 32), np.nan, "f")), ["query.lora_A.weight", "NaN"]),
+        (
+            lambda t: t.update({f"{QUERY}.x": np.zeros(1, "f")}),
+            ["1 tensors", "lora_A.weight.x"],
+        ),
+        (
+            lambda t: t.update(
+                {"base_model.model.bert.pooler.dense.bias": np.zeros(32, "f")}
+            ),
+            ["pooler.dense.bias", "differ"],
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit(copy, change, named):
+    edit_tensors(copy, change)
+    refused(copy, *named)
+
+
+def test_repeated_weights_of_the_base_model_are_compared(copy):
+    model, variables = base(LORA)
+    name = "base_model.model.bert.pooler.dense.bias"
+    bias = np.asarray(variables["params"]["pooler"]["bias"])
+    edit_tensors(copy, lambda tensors: tensors.update({name: bias}))
+    load_torch(copy, model, variables)
+    refused(copy, "pooler.dense.bias", model=(model, jax.eval_shape(lambda: variables)))
+
+
+def test_another_model_is_refused():
+    refused(LORA, "target_modules", model=base(PEFT / "tiny_llama" / "lora"))
+    headless = load(PEFT / "tiny_bert" / "base", head="none")
+    refused(LORA, "classifier.weight", "head", model=headless)
+    refused(LORA, "(4, 24)", "[4, 32]", model=base(READ / "bare" / "lora"))
+
+
+def flipped(content, rng):
+    damaged = bytearray(content)
+    reach = min(len(damaged), 2600) if rng.random() < 0.8 else len(damaged)
+    for place in rng.integers(0, reach, rng.integers(1, 4)):
+        damaged[place] ^= 1 << rng.integers(0, 8)
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("file", [CONFIG, TENSORS])
+def test_flipped_bytes_give_clean_errors(copy, file):
+    content, rng, errors = (copy / file).read_bytes(), np.random.default_rng(0), 0
+    for _ in range(200):
+        (copy / file).write_bytes(flipped(content, rng))
+        try:
+            load_torch(copy, *base(LORA))
+        except AdapterFileError as error:
+            assert str(copy) in str(error)
+            errors += 1
+    assert 100 < errors <= 200
