@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from peftjax.data import source, tokenizer
+from peftjax.data.errors import DataError
 from peftjax.data.fingerprint import fingerprint
 from peftjax.data.ragged import Ragged
 from peftjax.data.token_cache import Cached, cached
+from peftjax.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def get_task(name: str) -> Task:
         ValueError: there is none of this name; the message holds the nearest ones.
     """
     if name not in TASKS:
-        raise source.unknown("GLUE task", name, TASKS)
+        raise unknown("GLUE task", name, TASKS)
     return TASKS[name]
 
 
@@ -181,7 +183,7 @@ def describe(task: str, split: str, examples: Examples) -> dict[str, Any]:
 def _open(task: str, split: str, data_dir: Any, download: bool) -> source.Source:
     known = get_task(task).sizes
     if split not in known:
-        raise source.unknown(f"split of glue/{task}", split, known)
+        raise unknown(f"split of glue/{task}", split, known)
     opened = source.open_split(f"glue/{task}", split, data_dir, download=download)
     source.check_size(opened.where, len(opened.rows), known[split])
     return opened
@@ -200,7 +202,7 @@ def _read(task: str, opened: source.Source) -> Examples:
     try:
         texts = tuple([fields[name][i].decode() for i in order] for name in spec.text)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{opened.where}: text that is not UTF-8 ({error})") from error
+        raise DataError(f"{opened.where}: text that is not UTF-8 ({error})") from error
     # GLUE withholds labels of whole splits; a single -1 is an error.
     if not np.all(labels == -1):
         source.check_labels(

@@ -12,13 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from peftjax import storage
+from peftjax.errors import brief
 from peftjax.parallel.distributed import is_main
+from peftjax.parallel.sharding import put
+from peftjax.training.errors import RunFileError
 from peftjax.training.state import TrainState
 
 SUMS = "SHA256SUMS"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunFileError):
     """A checkpoint cannot be used."""
 
 
@@ -48,7 +52,7 @@ class Checkpoints:
             from orbax.checkpoint import v1 as ocp
         except ImportError as error:
             raise ImportError(
-                "checkpoints need orbax-checkpoint: pip install orbax-checkpoint"
+                "checkpoints need orbax-checkpoint: pip install 'peftjax[train]'"
             ) from error
         self.directory = Path(directory).absolute()
         self._ocp: Any = ocp
@@ -59,10 +63,13 @@ class Checkpoints:
         return self.directory / str(step)
 
     def steps(self) -> list[int]:
-        """Return the steps of which there is a checkpoint, ascending."""
-        return sorted(
-            int(sums.parent.name) for sums in self.directory.glob(f"*/{SUMS}")
-        )
+        """Return the steps of which there is a checkpoint, ascending.
+
+        Folders of other names (a copy `38.bak`) are no checkpoints.
+        """
+        names = (sums.parent.name for sums in self.directory.glob(f"*/{SUMS}"))
+        steps = (int(name) for name in names if name.isascii() and name.isdecimal())
+        return sorted(step for step in steps if (self.path(step) / SUMS).exists())
 
     def latest(self) -> int | None:
         """Return the last of `steps()`, or None."""
@@ -74,26 +81,23 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; the disk is full, for one.
         """
-        step = int(state.step)
+        step, more = int(state.step), {"data": data.get_state()}
+        if is_main():
+            for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
         try:
-            self._write(step, _arrays(state), {"data": data.get_state()})
+            self._ocp.save(
+                self.path(step), _arrays(state), overwrite=True, custom_metadata=more
+            )
         except (OSError, ValueError) as error:  # tensorstore raises the latter
-            told = str(error).splitlines()[0]
             raise OSError(
-                f"{self.path(step)}: checkpoint not written: {told}"
+                f"{self.path(step)}: checkpoint not written: {brief(error)}"
             ) from error
         if is_main():
             _close(self.path(step))
+            for old in self.steps()[: -self._keep]:
+                shutil.rmtree(self.path(old))
         return step
-
-    def _write(self, step: int, arrays: Mapping[str, jax.Array], more: Any) -> None:
-        policy = self._ocp.training.preservation_policies.LatestN(self._keep)
-        with self._ocp.training.Checkpointer(
-            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
-        ) as checkpointer:
-            checkpointer.save(
-                step, arrays, force=True, overwrite=True, custom_metadata=more
-            )
 
     def restore(
         self, state: TrainState, data: Any, *, fallback: bool = False
@@ -109,33 +113,33 @@ class Checkpoints:
         Raises:
             FileNotFoundError: there is none.
             DamagedCheckpoint: the latest is damaged (with `fallback`, all are).
-            CheckpointError: it is of other adapters or another optimizer.
+            CheckpointError: it is of other adapters, another optimizer or other data.
         """
-        step = self._intact(fallback)
-        expected = _arrays(state)
-        found = self._ocp.metadata(self.path(step))
-        _compare(self.path(step), expected, found.metadata)
-        abstract = {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-            for name, x in expected.items()
-        }
-        arrays = self._ocp.load(self.path(step), abstract)
+        step, arrays, place = self._intact(_arrays(state), fallback)
+        try:
+            data.set_state(_as_place(place, data.get_state()))
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.path(step)}: not a place in this data ({brief(error)})"
+            ) from error
         for later in self.steps():
             if later > step and is_main():
                 shutil.rmtree(self.path(later))
-        data.set_state(found.custom_metadata["data"])
         return _rebuild(state, arrays)
 
-    def _intact(self, fallback: bool) -> int:
-        """Return the latest step whose files are as they were written."""
+    def _intact(
+        self, expected: Mapping[str, jax.Array], fallback: bool
+    ) -> tuple[int, dict[str, jax.Array], Any]:
+        """Return the latest step whose files are as they were written, and them."""
         steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"{self.directory}: no checkpoint to resume from")
-        damage = {}
+        first = None
         for step in reversed(steps if fallback else steps[-1:]):
-            damage[step] = _damage(self.path(step))
-            if damage[step] is None:
-                return step
+            try:
+                return step, *self._read(self.path(step), expected)
+            except DamagedCheckpoint as error:
+                first = first or error
         advice = "there is no intact one: delete the folder and start again"
         if steps[:-1] and not fallback:
             advice = (
@@ -144,38 +148,74 @@ class Checkpoints:
             )
         raise DamagedCheckpoint(
             f"{self.path(steps[-1])}: the checkpoint of step {steps[-1]} is damaged: "
-            f"{damage[steps[-1]]}; {advice}"
-        )
+            f"{first}; {advice}"
+        ) from first
+
+    def _read(
+        self, folder: Path, expected: Mapping[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Return the arrays by path, and the place in the data."""
+        _check_sums(folder)
+        abstract = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            for name, x in expected.items()
+        }
+        # The sums may have been made anew over files of any content.
+        try:
+            found = self._ocp.metadata(folder)
+            place = found.custom_metadata["data"]
+            _compare(folder, expected, found.metadata)
+            return self._ocp.load(folder, abstract), place
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise DamagedCheckpoint(f"not readable ({brief(error)})") from error
+
+
+def _as_place(found: Any, like: Any) -> Any:
+    """Return a place in the data if it is made as another one is: counts by name."""
+    if isinstance(like, Mapping):
+        if not isinstance(found, Mapping) or found.keys() != like.keys():
+            raise ValueError(f"expected {sorted(like)}, found {found!r:.80}")
+        return {key: _as_place(found[key], like[key]) for key in like}
+    if isinstance(like, int) and (type(found) is not int or found < 0):
+        raise ValueError(f"expected a count, found {found!r:.80}")
+    return found
 
 
 def _sum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _close(folder: Path) -> None:
-    """Write the digests of all files of a folder."""
+    """Write the digests of all files of a checkpoint."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{_sum(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    partial = folder / f"{SUMS}.partial"
-    partial.write_text("".join(lines))
-    os.replace(partial, folder / SUMS)
+    storage.write_text(folder / SUMS, "".join(lines))
 
 
-def _damage(folder: Path) -> str | None:
-    """Return what is wrong with the files of a folder, or None."""
-    lines = (folder / SUMS).read_text().splitlines()
-    if not lines:
-        return f"{SUMS} is empty"
-    for line in lines:
-        digest, _, name = line.partition("  ")
+def _check_sums(folder: Path) -> None:
+    """Raise DamagedCheckpoint unless all files are as they were written."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+        pairs = [line.split("  ", 1) for line in lines]
+        sums = {name: digest for digest, name in pairs}
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpoint(f"{SUMS} is not a list of files") from error
+    if not sums:
+        raise DamagedCheckpoint(f"{SUMS} is empty")
+    for name, digest in sums.items():
         path = folder / name
-        if not name or folder not in path.resolve().parents:
-            return f"{SUMS} is not a list of files"
+        if folder.resolve() not in path.resolve().parents:
+            raise DamagedCheckpoint(f"{SUMS} is not a list of files")
         if not path.is_file():
-            return f"{name} is missing"
+            raise DamagedCheckpoint(f"{name} is missing")
         if _sum(path) != digest:
-            return f"{name} is truncated or changed (now {path.stat().st_size} bytes)"
-    return None
+            size = path.stat().st_size
+            raise DamagedCheckpoint(
+                f"{name} is truncated or changed (now {size} bytes)"
+            )
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:
@@ -202,7 +242,9 @@ def _rebuild(state: TrainState, arrays: Mapping[str, jax.Array]) -> TrainState:
         return new
 
     leaves, structure = jax.tree.flatten(state)
-    restored = [arrays[name] for name in _arrays(state)]
+    restored = [
+        put(arrays[name], leaf.sharding) for name, leaf in _arrays(state).items()
+    ]
     return jax.tree.unflatten(structure, map(like, leaves, restored))
 
 

@@ -1,6 +1,8 @@
 """The order of the data: the seed decides it, and it can be left and taken up."""
 
+import functools
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -18,6 +20,53 @@ def labels(iterator, batches):
 def test_the_seed_decides_the_order():
     runs = [labels(train_batches(ARRAYS, 4, seed=s), 9) for s in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]
+
+
+# Whoever resumes a run of an earlier version goes on in the same order.
+RECORDED = {
+    (10, 0): [9, 6, 1, 8, 2],
+    (1257, 7): [186, 373, 122, 990, 754],
+    (65537, 3): [61429, 36773, 20986, 3472, 44663],
+    (300_001, 2**31): [163295, 208035, 18268, 211468, 43128],
+}
+
+
+@pytest.mark.parametrize(("rows", "seed"), RECORDED)
+def test_the_order_is_the_recorded_one(rows, seed):
+    batches = train_batches({"label": np.arange(rows)}, 5, seed=seed)
+    batches.set_state({"next_index": rows // 5})  # the first of epoch 1
+    assert next(batches)["label"].tolist() == RECORDED[rows, seed]
+
+
+class Slow:
+    """A column that is no array, and notes who reads it."""
+
+    def __init__(self):
+        self.readers = set()
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, rows):
+        self.readers.add(threading.current_thread().name)
+        if 9 in rows:
+            raise ValueError("a damaged image")
+        return rows * 3
+
+
+def test_columns_that_are_not_in_memory_are_read_ahead():
+    column = Slow()
+    data = train_batches({"x": column, "label": np.arange(10)}, 2, seed=1)
+    plain = labels(train_batches({"label": np.arange(10)}, 2, seed=1), 5)
+    good = next(i for i, batch in enumerate(plain) if 9 in batch)
+    for number in range(good):
+        batch = next(data)
+        assert batch["label"].tolist() == plain[number]
+        assert (batch["x"] == 3 * batch["label"]).all()
+        assert data.get_state() == {"next_index": number + 1}
+    with pytest.raises(ValueError, match="a damaged image"):
+        next(data)
+    assert threading.current_thread().name not in column.readers
 
 
 def test_an_epoch_is_a_permutation_and_the_next_is_another():
@@ -67,11 +116,26 @@ def test_eval_batches_hold_every_example_once_in_order():
         (({"x": np.zeros(3), "y": np.zeros(4)}, 2), r"one length, found .*'y': 4"),
         ((ARRAYS, 11), "10 examples do not fill one batch of 11"),
         (({}, 2), "one length, found {}"),
+        ((ARRAYS, 0), "batch_size=0: expected at least 1"),
+        ((ARRAYS, -2), "batch_size=-2: expected at least 1"),
     ],
 )
 def test_unusable_arrays(arguments, message):
     with pytest.raises(ValueError, match=message):
         train_batches(*arguments, seed=0)
+    if "do not fill" not in message:
+        with pytest.raises(ValueError, match=message):
+            eval_batches(*arguments)
+
+
+def test_no_epoch_and_a_name_that_is_taken():
+    with pytest.raises(ValueError, match="epochs=0: expected at least 1"):
+        train_batches(ARRAYS, 2, seed=0, epochs=0)
+    arrays = ARRAYS | {"mask": np.ones(10)}
+    next(train_batches(arrays, 2, seed=0))
+    for make in (eval_batches, functools.partial(train_batches, seed=0, last="pad")):
+        with pytest.raises(ValueError, match="call a mask of tokens 'token_mask'"):
+            make(arrays, 2)
 
 
 def test_examples_of_like_length_share_a_batch():

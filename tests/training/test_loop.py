@@ -1,5 +1,6 @@
 """Whole runs: metrics, checkpoints, kill and resume, and what goes wrong."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from peftjax.data.pipeline import train_batches
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
+from peftjax.training.errors import RunFileError
 from peftjax.training.loop import NonFiniteLoss, Preempted, train
 from peftjax.training.metrics import MetricsFile, read_metrics
 from peftjax.training.optimizer import make_optimizer
@@ -214,6 +216,100 @@ def test_a_checkpoint_that_was_not_closed_does_not_count(whole, tmp_path):
     assert Checkpoints(workdir / "checkpoints").steps() == [8, 12]
 
 
+def resummed(folder):
+    """Make the sums of a checkpoint anew, as whoever changed it on purpose would."""
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "SHA256SUMS"
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def placed(place):
+    def change(path):
+        document = json.loads(path.read_text())
+        document["custom_metadata"] = {"data": place}
+        path.write_text(json.dumps(document))
+
+    return change
+
+
+def written(content):
+    return lambda path: path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("state/manifest.ocdbt", written(b"")),
+        ("state/manifest.ocdbt", written(b"\x00" * 100)),
+        ("state/_METADATA", written(b"[" * 100_000 + b"]" * 100_000)),
+        ("state/_METADATA", written(b"{}")),
+        ("_CHECKPOINT_METADATA", written(b"\xff\xfe")),
+        ("_CHECKPOINT_METADATA", written(b"[" * 100_000 + b"]" * 100_000)),
+        ("_CHECKPOINT_METADATA", written(b"null")),
+        ("_CHECKPOINT_METADATA", placed({"next_index": -1})),
+        ("_CHECKPOINT_METADATA", placed({"next_index": 1, "more": 2})),
+        ("_CHECKPOINT_METADATA", placed(None)),
+    ],
+)
+def test_files_that_were_changed_with_their_sums(whole, tmp_path, file, change):
+    workdir = copied(whole, tmp_path)
+    folder = workdir / "checkpoints" / "12"
+    change(folder / file)
+    resummed(folder)
+    with pytest.raises(CheckpointError) as error:
+        run(workdir, resume=True)
+    message = str(error.value)
+    assert message.startswith(str(folder)) and len(message) < 1500
+
+
+def test_arrays_of_another_shape_with_their_sums(whole, tmp_path):
+    workdir = copied(whole, tmp_path)
+    folder = workdir / "checkpoints" / "12"
+    arrays = ocp.load(folder)
+    metadata = ocp.metadata(folder).custom_metadata
+    name = next(name for name in arrays if name.startswith("trainable"))
+    arrays[name] = arrays[name][:1]
+    ocp.save(folder, arrays, overwrite=True, custom_metadata=metadata)
+    resummed(folder)
+    with pytest.raises(CheckpointError, match=f"{name}: expected float32"):
+        run(workdir, resume=True)
+
+
+def test_folders_that_are_no_checkpoints(whole, tmp_path):
+    workdir = copied(whole, tmp_path)
+    for name in ("38.bak", "-5", "\u0663", "007", "12 (copy)"):
+        shutil.copytree(workdir / "checkpoints" / "8", workdir / "checkpoints" / name)
+    (workdir / "checkpoints" / "99").write_text("a file")
+    assert Checkpoints(workdir / "checkpoints").steps() == [8, 12]
+    assert values(run(workdir, resume=True)) == values(whole[1])
+    run(workdir, resume=True, steps=13)
+    assert Checkpoints(workdir / "checkpoints").steps() == [12, 13]
+
+
+def test_a_checkpoint_hashes_every_file_once(whole, tmp_path, monkeypatch):
+    workdir, hashed = copied(whole, tmp_path), []
+    digest = hashlib.file_digest
+
+    def counted(stream, name):
+        hashed.append(Path(stream.name).name)
+        return digest(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    state = run(workdir, resume=True)
+    files = (workdir / "checkpoints" / "12").rglob("*")
+    names = sorted(path.name for path in files if path.is_file())
+    names.remove("SHA256SUMS")
+    assert sorted(hashed) == names
+    hashed.clear()
+    Checkpoints(workdir / "checkpoints").save(
+        state, train_batches(arrays(), BATCH, seed=5)
+    )
+    assert len(hashed) == len(names)
+
+
 @pytest.mark.parametrize("line", ["", "00  ../../metrics.jsonl\n", "no digest\n"])
 def test_a_list_of_digests_stays_in_its_folder(whole, tmp_path, line):
     workdir = copied(whole, tmp_path)
@@ -275,12 +371,47 @@ def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
         run(tmp_path / "other", steps=3, tensorboard=True)
 
 
-def test_a_damaged_metrics_file_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"st',
+        b"\xff\xfe",
+        b"[" * 100_000 + b"]" * 100_000,
+        b"[1]",
+        b"null",
+        b'{"loss": 1.0}',
+        b'{"step": NaN}',
+        b'{"step": 2.0}',
+        b'{"step": true}',
+        b'{"step": -1}',
+        b'{"step": 2, "loss": NaN}',
+        b'{"step": 2, "loss": 1e400}',
+        b'{"step": 2, "loss": "0.5"}',
+        b'{"step": 2, "eval": {"accuracy": null}}',
+        b'{"step": 2, "eval": [1]}',
+        b'{"step": 2, "loss": ' + b"1" * 5000 + b"}",
+    ],
+)
+def test_a_damaged_metrics_file_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not JSON"):
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(RunFileError, match=r"metrics\.jsonl, line 2: ") as error:
         MetricsFile(path, after=3)
-    path.write_text('{"step": 1}\n{"step": 3}\n')
+    assert len(str(error.value)) < 700
+    assert path.read_bytes().count(b"\n") == 3
+
+
+def test_a_metrics_file_is_cut_where_the_run_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "eval": {"pearson": NaN}}\n{"step": 3}\n{"ste')
+    assert len(read_metrics(path)) == 2
+    for content, what in (
+        (b"\x1f\x8b\x08", "not JSON"),
+        (b'{"step": 3}\n{"step": 2}\n', "2 after 3"),
+    ):
+        (tmp_path / "other.jsonl").write_bytes(content)
+        with pytest.raises(RunFileError, match=rf"other\.jsonl.*{what}"):
+            read_metrics(tmp_path / "other.jsonl")
     MetricsFile(path, after=2).write({"step": 4})
     assert [json.loads(line)["step"] for line in path.open()] == [1, 4]
 
