@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from peftjax.data import source, tokenizer
+from peftjax.data.errors import DataError
 from peftjax.data.fingerprint import fingerprint
 from peftjax.data.ragged import Ragged
 from peftjax.data.token_cache import Cached, cached
@@ -200,7 +201,7 @@ def _read(task: str, opened: source.Source) -> Examples:
     try:
         texts = tuple([fields[name][i].decode() for i in order] for name in spec.text)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{opened.where}: text that is not UTF-8 ({error})") from error
+        raise DataError(f"{opened.where}: text that is not UTF-8 ({error})") from error
     # GLUE withholds labels of whole splits; a single -1 is an error.
     if not np.all(labels == -1):
         source.check_labels(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from peftjax.data import source, writer
+from peftjax.data.errors import DataError
 from peftjax.data.glue import get_task
 
 # Where the records of each split come from, for messages, and the records.
@@ -50,7 +51,7 @@ def prepare(
 
     Raises:
         MissingData: `folder` holds no split of the task.
-        ValueError: a damaged file, a missing column, a label out of range, text that is
+        DataError: a damaged file, a missing column, a label out of range, text that is
             not UTF-8, or a split without examples.
         FileExistsError: the task is in `data_dir` already.
     """
@@ -107,7 +108,7 @@ def _rows(files: list[Path]) -> Iterator[Mapping[str, Any]]:
             table = parquet.read_table(file)
             table.validate(full=True)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(
+            raise DataError(
                 f"{file}: not a whole parquet file of UTF-8 text ({error})"
             ) from error
         yield from table.to_pylist()
@@ -152,7 +153,7 @@ def _parsed(
         for _, record in builder._generate_examples(str(file), kind, mrpc):
             yield record
     except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{file}: not in GLUE's layout, no column {error}") from error
+        raise DataError(f"{file}: not in GLUE's layout, no column {error}") from error
 
 
 def _folder(glue: Any, task: str) -> str:
@@ -166,9 +167,7 @@ def _unzipped(glue: Any, task: str, folder: Path, unpacked: Path) -> Path:
                 with zipfile.ZipFile(archive) as file:
                     file.extractall(unpacked)
             except zipfile.BadZipFile as error:
-                raise ValueError(
-                    f"{archive}: not a whole zip file ({error})"
-                ) from error
+                raise DataError(f"{archive}: not a whole zip file ({error})") from error
     return unpacked / _folder(glue, task)
 
 
@@ -186,15 +185,13 @@ def _checked(
         for number, row in enumerate(rows):
             yield _record(spec, names, f"{where}, row {number}", row)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: text that is not UTF-8 ({error})") from error
+        raise DataError(f"{where}: text that is not UTF-8 ({error})") from error
 
 
 def _record(spec: Any, names: Any, where: str, row: Mapping[str, Any]) -> dict:
     absent = [name for name in ("idx", "label", *spec.text) if row.get(name) is None]
     if absent:
-        raise ValueError(
-            f"{where}: no value for {', '.join(absent)}; found {list(row)}"
-        )
+        raise DataError(f"{where}: no value for {', '.join(absent)}; found {list(row)}")
     label = row["label"]
     if isinstance(label, str):
         if label not in names:
@@ -203,7 +200,7 @@ def _record(spec: Any, names: Any, where: str, row: Mapping[str, Any]) -> dict:
     value = int(label) if spec.classes else np.float32(label).item()
     high = spec.classes - 1 if spec.classes else 5
     if value != -1 and not 0 <= value <= high:
-        raise ValueError(f"{where}: the label {label}; expected 0 to {high}")
+        raise DataError(f"{where}: the label {label}; expected 0 to {high}")
     texts = {name: row[name] for name in spec.text}
     for name, text in texts.items():
         texts[name] = text.decode() if isinstance(text, bytes) else text

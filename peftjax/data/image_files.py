@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from peftjax.data import source, vtab, vtab_folder, writer
-from peftjax.data.images import decode
+from peftjax.data.errors import DataError
+from peftjax.data.images import decode, image_paths
+from peftjax.data.npz import Header, Npz, open_npz
 
 Item = tuple[bytes, int, str]
 
@@ -30,35 +31,34 @@ def prepare_npz(file: str | os.PathLike[str], data_dir: str | os.PathLike[str]) 
         The folder written.
 
     Raises:
-        ValueError: the file is damaged, needs pickle, or does not hold such arrays.
+        DataError: the file is damaged, needs pickle, or does not hold such arrays.
         FileExistsError: the task is in `data_dir` already.
     """
     path = Path(file)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            content = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a whole npz file of arrays ({error})") from error
-    names = [key.removesuffix("_images") for key in content if key.endswith("_images")]
-    if not names:
-        raise ValueError(f"{path}: no array named <split>_images; found {[*content]}")
-    labels = {split: _arrays(path, content, split)[1] for split in names}
-    classes = [str(name) for name in content.get("class_names", ())]
-    count = len(classes) or 1 + max(
-        int(part.max(initial=0)) for part in labels.values()
-    )
-    for split, part in labels.items():
-        source.check_labels(f"{path}, {split}_labels", part, 0, count - 1)
+    with open_npz(path) as content:
+        headers = content.headers
+        names = [n.removesuffix("_images") for n in headers if n.endswith("_images")]
+        if not names:
+            raise DataError(
+                f"{path}: no array named <split>_images; found {[*headers]}"
+            )
+        for split in names:
+            _check_headers(path, headers, split)
+        labels = {split: content[f"{split}_labels"] for split in names}
+        classes = _class_names(content)
+        count = len(classes) or 1 + max(int(x.max(initial=0)) for x in labels.values())
+        for split, part in labels.items():
+            source.check_labels(f"{path}, {split}_labels", part, 0, count - 1)
 
-    def items(split: str) -> Iterator[Item]:
-        pictures, part = _arrays(path, content, split)
-        files = content.get(f"{split}_files", np.arange(len(part)))
-        for picture, label, name in zip(pictures, part, files, strict=True):
-            yield _png(picture), int(label), str(name)
+        def items(split: str) -> Iterator[Item]:
+            part, named = labels[split], f"{split}_files" in headers
+            files = content[f"{split}_files"] if named else np.arange(len(part))
+            pictures = content[f"{split}_images"]
+            for picture, label, name in zip(pictures, part, files, strict=True):
+                yield _png(picture), int(label), str(name)
 
-    return _write(
-        "images", path.stem, classes or count, {s: items(s) for s in names}, data_dir
-    )
+        parts = {split: items(split) for split in names}
+        return _write("images", path.stem, classes or count, parts, data_dir)
 
 
 def prepare_folder(
@@ -76,7 +76,7 @@ def prepare_folder(
         The folder written.
 
     Raises:
-        ValueError: there is no such layout, or an image is damaged.
+        DataError: there is no such layout, or an image is damaged.
         FileExistsError: the task is in `data_dir` already.
     """
     root = Path(folder)
@@ -85,11 +85,12 @@ def prepare_folder(
         {kind.name for split in splits for kind in _visible(split) if kind.is_dir()}
     )
     if not classes:
-        raise ValueError(f"{root}: expected <split>/<class>/<image> below it")
+        raise DataError(f"{root}: expected <split>/<class>/<image> below it")
 
     def items(split: Path) -> Iterator[Item]:
         for label, kind in enumerate(classes):
-            for path in _visible(split / kind):
+            inside = split / kind
+            for path in image_paths(inside) if inside.is_dir() else ():
                 yield path.read_bytes(), label, f"{kind}/{path.name}"
 
     parts = {split.name: items(split) for split in splits}
@@ -111,7 +112,7 @@ def prepare_vtab(
 
     Raises:
         MissingData: a list or an image is absent.
-        ValueError: a malformed list, a label out of range, a damaged image, or a
+        DataError: a malformed list, a label out of range, a damaged image, or a
             `train800val200.txt` that is not the two other lists together.
         FileExistsError: the task is in `data_dir` already.
     """
@@ -119,7 +120,7 @@ def prepare_vtab(
     lists = {name: vtab_folder.read(root, task, name) for name in vtab_folder.SPLITS}
     both = lists.pop("train800val200")
     if sorted(both) != sorted(lists["train800"] + lists["val200"]):
-        raise ValueError(
+        raise DataError(
             f"{Path(root) / task / 'train800val200.txt'}: expected the images and "
             "labels of train800.txt and val200.txt together"
         )
@@ -154,29 +155,41 @@ def _write(
     return writer.write(builder, task, parts, data_dir)
 
 
-def _arrays(
-    path: Path, content: Mapping[str, np.ndarray], split: str
-) -> tuple[np.ndarray, np.ndarray]:
-    pictures, labels = content[f"{split}_images"], content.get(f"{split}_labels")
+def _check_headers(path: Path, headers: Mapping[str, Header], split: str) -> None:
+    """Raise DataError unless a split's arrays are images, labels and file names."""
+    pictures = headers[f"{split}_images"]
     if (
         pictures.dtype != np.uint8
-        or pictures.ndim != 4
+        or len(pictures.shape) != 4
         or pictures.shape[3] not in (1, 3)
+        or not all(pictures.shape)
     ):
-        raise ValueError(
+        raise DataError(
             f"{path}, {split}_images: expected uint8 [N, H, W, 1 or 3], found "
-            f"{pictures.dtype} {list(pictures.shape)}"
+            f"{pictures}"
         )
-    if (
-        labels is None
-        or labels.shape != pictures.shape[:1]
-        or labels.dtype.kind not in "iu"
-    ):
-        found = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(
-            f"{path}, {split}_labels: expected {len(pictures)} integers, found {found}"
+    for name, kinds, what in (("labels", "iu", "integers"), ("files", "Uiu", "names")):
+        found = headers.get(f"{split}_{name}")
+        if found is None and name == "files":
+            continue
+        fits = found and found.shape == pictures.shape[:1] and found.dtype.kind in kinds
+        if not fits:
+            raise DataError(
+                f"{path}, {split}_{name}: expected {pictures.shape[0]} {what}, found "
+                f"{found or 'none'}"
+            )
+
+
+def _class_names(content: Npz) -> list[str]:
+    header = content.headers.get("class_names")
+    if header is None:
+        return []
+    names = content["class_names"].tolist() if header.dtype.kind == "U" else []
+    if len(header.shape) != 1 or not names or len(set(names)) != len(names):
+        raise DataError(
+            f"{content.path}, class_names: expected distinct names, found {header}"
         )
-    return pictures, labels
+    return names
 
 
 def _png(picture: np.ndarray) -> bytes:

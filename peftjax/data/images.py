@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import operator
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +19,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from peftjax.data import source
+from peftjax.data.errors import DataError, brief
 from peftjax.data.fingerprint import fingerprint
 
 Normalisation = Literal["imagenet", "unit"]
 Encoded = tuple[bytes, str]
 _CHUNK = 256
+# What older Pillows call a 16-bit grey PNG.
+_PNG_16 = ("I", "PNG")
+EXTENSIONS = frozenset(
+    f".{kind}" for kind in "bmp gif jpeg jpg pgm png ppm tif tiff webp".split()
+)
 
 # Mean and standard deviation of each channel, of pixels in [0, 1].
 NORMALISATIONS = {
@@ -127,17 +134,54 @@ class Split(NamedTuple):
 
 
 def decode(content: bytes, name: str) -> Any:
-    """Return an encoded image as an RGB `PIL.Image`; grey becomes three equal channels.
+    """Return an encoded image as an RGB `PIL.Image`, upright.
+
+    Grey becomes three equal channels; 16 bits are scaled to 8; the orientation that a
+    camera wrote into the file (EXIF) is applied.
 
     Raises:
-        ValueError: the bytes are no whole image; the message holds `name`.
+        DataError: the bytes are no whole image, or one of 32 bits a channel, whose
+            white is unknown; the message holds `name`.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
+    # Pillow's readers raise almost anything of damaged bytes.
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: not a whole image ({error})") from error
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        wide = image.mode.startswith("I;16") or (image.mode, image.format) == _PNG_16
+        if not wide and image.mode not in ("I", "F"):
+            return image.convert("RGB")
+        pixels = np.asarray(image)
+    except Exception as error:
+        raise DataError(f"{name}: not a whole image ({brief(error)})") from error
+    if not wide:
+        raise DataError(
+            f"{name}: expected 8 or 16 bits a channel, found Pillow's mode {image.mode}"
+        )
+    # As Pillow does for 16 bits in colour; converting grey would cut at 255.
+    return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Return the images of a folder, sorted; other files are reported and left out.
+
+    What an image is, is decided by the extension. Hidden files are no one's images.
+    """
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".")
+    )
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    stray = [path.name for path in files if path.suffix.lower() not in EXTENSIONS]
+    if stray:
+        more = f" and {len(stray) - 5} more" if len(stray) > 5 else ""
+        warnings.warn(
+            f"{folder}: left out what is no image by its extension: "
+            f"{', '.join(stray[:5])}{more}",
+            stacklevel=2,
+        )
+    return images
 
 
 def resize(image: Any, size: int) -> np.ndarray:
@@ -216,15 +260,21 @@ def read_source(
         scale: as in `Images`.
 
     Raises:
-        ValueError: a label out of range.
+        DataError: a label out of range, or none that can be derived.
     """
     derive = operator.itemgetter(label) if isinstance(label, str) else label
-    labels = np.array([derive(row) for row in opened], np.int32)
+    try:
+        labels = np.array([int(derive(row)) for row in opened], np.int32)
+    except (TypeError, KeyError, IndexError, OverflowError) as error:
+        raise DataError(f"{opened.where}: no label ({brief(error)})") from error
     source.check_labels(opened.where, labels, 0, classes - 1)
 
     def read(rows: Sequence[int]) -> list[Encoded]:
         names = (f"{opened.where}, example {row}" for row in rows)
-        return [(found["image"], name) for found, name in zip(opened.take(rows), names)]
+        try:
+            return [(row["image"], name) for row, name in zip(opened.take(rows), names)]
+        except (TypeError, KeyError) as error:
+            raise DataError(f"{opened.where}: no image ({brief(error)})") from error
 
     return labels, Images(read, len(labels), size, scale)
 

@@ -11,11 +11,15 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from peftjax.data import tfds_folder
+from peftjax.data.errors import DataError, brief
 
 _CHUNK = 1024
 _PREPARE = (
@@ -53,12 +57,15 @@ class Source:
         """Return some examples.
 
         Raises:
-            ValueError: the records are damaged.
+            DataError: the records are damaged, or not of the features.
         """
+        # Decoding raises almost anything where bytes and features do not fit.
         try:
             return self.rows.__getitems__(rows)
-        except RuntimeError as error:
-            raise ValueError(f"{self.where}: damaged records ({error})") from error
+        except Exception as error:
+            raise DataError(
+                f"{self.where}: damaged records ({brief(error)})"
+            ) from error
 
     def digest(self) -> str:
         """Return a hash of the record files' bytes and of the range read from them."""
@@ -105,34 +112,40 @@ def open_split(
     Raises:
         MissingData: no such data set or split in `data_dir`.
         ImportError: tensorflow-datasets, or what it needs to build, is absent.
-        ValueError: the records do not allow random access, or the split is empty.
+        DataError: the folder is damaged or not only data, the records do not allow
+            random access, or the split is empty.
     """
     library = tfds()
     if download:
         _download(library, name, data_dir)
     builder = _prepared(name, data_dir)
-    try:
-        instructions = builder.info.splits[split].file_instructions
-    except (KeyError, ValueError) as error:
-        raise MissingData(
-            f"{name} in {builder.data_path}: no split {split!r}; it holds "
-            f"{', '.join(builder.info.splits)}"
-        ) from error
-    if not any(item.take for item in instructions):
-        raise ValueError(f"{name}, split {split!r} in {builder.data_path}: no examples")
-    features = builder.info.features
-    images = [key for key, kind in features.items() if _is_image(library, kind)]
-    decoders = {key: library.decode.SkipDecoding() for key in images}
-    try:
-        rows = builder.as_data_source(split, decoders=decoders)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{builder.data_path} holds {builder.info.file_format} records, which "
-            "allow no random access: prepare it with file_format='array_record'"
-        ) from error
-    files = tuple((item.filename, item.skip, item.take) for item in instructions)
-    label = features["label"] if "label" in features else None
-    return Source(f"{name}:{split}", rows, tuple(getattr(label, "names", ())), files)
+    folder = Path(builder.data_path)
+    with _naming(folder):
+        try:
+            instructions = builder.info.splits[split].file_instructions
+        except (KeyError, ValueError) as error:
+            raise MissingData(
+                f"{name} in {folder}: no split {split!r}; it holds "
+                f"{', '.join(builder.info.splits)}"
+            ) from error
+        files = tuple((item.filename, item.skip, item.take) for item in instructions)
+        _check_files(folder, split, files)
+        features = builder.info.features
+        images = [key for key, kind in features.items() if _is_image(library, kind)]
+        decoders = {key: library.decode.SkipDecoding() for key in images}
+        try:
+            rows = builder.as_data_source(split, decoders=decoders)
+        except NotImplementedError as error:
+            raise DataError(
+                f"{folder} holds {builder.info.file_format} records, which allow no "
+                "random access: prepare it with file_format='array_record'"
+            ) from error
+        for filename, _, _ in files:
+            if not Path(filename).is_file():
+                raise DataError(f"{folder}, split {split!r}: no file {filename}")
+        label = features["label"] if "label" in features else None
+        names = tuple(getattr(label, "names", ()))
+    return Source(f"{name}:{split} in {folder}", rows, names, files)
 
 
 def splits(
@@ -141,9 +154,11 @@ def splits(
     """Return the splits that `data_dir` holds of a data set; none if it is absent."""
     tfds()
     try:
-        return tuple(_prepared(name, data_dir).info.splits)
+        builder = _prepared(name, data_dir)
     except MissingData:
         return ()
+    with _naming(Path(builder.data_path)):
+        return tuple(builder.info.splits)
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
@@ -159,10 +174,10 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def check_labels(where: str, labels: np.ndarray, low: float, high: float) -> None:
-    """Raise ValueError unless every label lies from `low` to `high`; NaN does not."""
+    """Raise DataError unless every label lies from `low` to `high`; NaN does not."""
     wrong = np.flatnonzero(~((labels >= low) & (labels <= high)))
     if len(wrong):
-        raise ValueError(
+        raise DataError(
             f"{where}: example {wrong[0]} has the label {labels[wrong[0]]}; expected "
             f"{low} to {high} ({len(wrong)} of {len(labels)} labels are out of range)"
         )
@@ -182,16 +197,47 @@ def _is_image(library: Any, feature: Any) -> bool:
     return isinstance(feature, library.features.Image)
 
 
+def _check_files(
+    folder: Path, split: str, files: Sequence[tuple[str, int, int]]
+) -> None:
+    """Raise DataError unless a split lies in files of its folder."""
+    if not any(take for _, _, take in files):
+        raise DataError(f"{folder}, split {split!r}: no examples")
+    for filename, _, _ in files:
+        if not Path(filename).resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{folder}, split {split!r}: {filename} lies outside")
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Name the folder in whatever TFDS raises of the files in it."""
+    try:
+        yield
+    except (DataError, MissingData, ImportError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{folder}: not a data set that TFDS can read ({brief(error)})"
+        ) from error
+
+
 def _prepared(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     from tensorflow_datasets.core import read_only_builder, registered
+    from tensorflow_datasets.core.utils import file_utils
 
+    relative = name.partition(":")[0]
+    for root in file_utils.list_data_dirs(given_data_dir=data_dir):
+        tfds_folder.check(Path(root) / relative)
     # From files, never from the code of a builder: the code of some is not registered
     # before its module is imported, and a version other than its own is not found.
+    where = Path(data_dir).absolute() if data_dir else "TFDS's default data folder"
     try:
-        return read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except registered.DatasetNotFoundError as error:
-        where = Path(data_dir).absolute() if data_dir else "TFDS's default data folder"
-        raise MissingData(f"{name} is not in {where}: {_PREPARE}") from error
+        with _naming(Path(data_dir or "") / relative):
+            return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except DataError as error:
+        if not isinstance(error.__cause__, registered.DatasetNotFoundError):
+            raise
+        raise MissingData(f"{name} is not in {where}: {_PREPARE}") from error.__cause__
 
 
 def _download(library: Any, name: str, data_dir: Any) -> None:

@@ -5,15 +5,18 @@ DeBERTa-v2 and v3 come with such a file, and without a `tokenizer.json`.
 
 from __future__ import annotations
 
-import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from peftjax.data.errors import DataError, json_object, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 # Kinds of piece in the file's format.
-_CONTROL, _USER_DEFINED = 3, 4
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 _UNIGRAM = 1
 
 
@@ -27,9 +30,9 @@ def from_spm(file: Path) -> Tokenizer:
 
     Raises:
         ImportError: `sentencepiece` or `protobuf` is absent or too old.
-        ValueError: the file is no SentencePiece model, not of the unigram kind, lacks
-            `[CLS]` or `[SEP]`, or `tokenizer_config.json` beside it asks for what is
-            not done here.
+        DataError: the file is no whole SentencePiece model, not of the unigram kind,
+            lacks `[CLS]` or `[SEP]`, or `tokenizer_config.json` beside it asks for what
+            is not done here.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, processors
     from tokenizers.models import Unigram
@@ -53,7 +56,7 @@ def from_spm(file: Path) -> Tokenizer:
     tokenizer.add_special_tokens(["[MASK]"])
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     if absent := [name for name, found in ends if found is None]:
-        raise ValueError(f"{file}: expected DeBERTa's pieces, found no {absent[0]}")
+        raise DataError(f"{file}: expected DeBERTa's pieces, found no {absent[0]}")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -74,26 +77,49 @@ def _parsed(file: Path) -> Any:
     try:
         model.ParseFromString(file.read_bytes())
     except Exception as error:
-        raise ValueError(f"{file}: not a SentencePiece model ({error})") from error
+        raise DataError(f"{file}: not a SentencePiece model ({error})") from error
     kind = model.trainer_spec.model_type
     if kind != _UNIGRAM or not model.pieces:
-        raise ValueError(
+        raise DataError(
             f"{file}: expected a SentencePiece model of the unigram kind ({_UNIGRAM}), "
             f"found kind {kind} with {len(model.pieces)} pieces"
         )
+    _check_whole(file, model)
     return model
 
 
+def _check_whole(file: Path, model: Any) -> None:
+    """Raise DataError for a file cut at a field, or two files one after the other.
+
+    To the format both are files: fields may be absent, and repeated ones are joined.
+    """
+    unknown = [i for i, piece in enumerate(model.pieces) if piece.type == _UNKNOWN]
+    pieces = Counter(piece.piece for piece in model.pieces)
+    twice = [piece for piece, count in pieces.items() if count > 1]
+    specs = [s for s in ("trainer_spec", "normalizer_spec") if not model.HasField(s)]
+    scores = (piece.score for piece in model.pieces)
+    reason = ""
+    if specs:
+        reason = f"found no {specs[0]}: the file is cut short"
+    elif twice:
+        reason = f"found the piece {twice[0]!r} twice"
+    elif unknown != [model.trainer_spec.unk_id]:
+        reason = (
+            f"found unknown pieces at {unknown[:5]}, where the file says "
+            f"{model.trainer_spec.unk_id}"
+        )
+    elif not all(map(math.isfinite, scores)):
+        reason = "found scores that are not finite"
+    if reason:
+        raise DataError(f"{file}: expected a whole SentencePiece model, {reason}")
+
+
 def _check_settings(file: Path) -> None:
-    """Raise ValueError where the settings ask for other steps than those above."""
-    try:
-        settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        settings = dict(settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: expected a JSON object ({error})") from error
+    """Raise DataError where the settings ask for other steps than those above."""
+    settings = json_object(file, read_text(file)) if file.exists() else {}
     for name in ("do_lower_case", "split_by_punct"):
         if settings.get(name):
-            raise ValueError(
-                f"{file}: {name}: expected false, found {settings[name]!r}; save a "
-                "tokenizer.json with transformers instead"
+            raise DataError(
+                f"{file}: {name}: expected false, found {str(settings[name])[:80]}; "
+                "save a tokenizer.json with transformers instead"
             )

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from peftjax import storage
+from peftjax.data.errors import DataError, json_object
+from peftjax.data.npz import open_npz
 from peftjax.data.tokenizer import Tokens
+
+# Of the file's layout: an entry of another one is not found, and made anew.
+_LAYOUT = 2
+_DTYPES = {"ids": "i4", "types": "i1", "starts": "i8", "labels": "i4 f4"}
 
 
 class Cached(NamedTuple):
@@ -37,38 +42,53 @@ def cached(
         key: all that the entry depends on.
 
     Raises:
-        ValueError: the entry on disk is damaged; the message names the file to delete.
+        DataError: the entry on disk is damaged; the message names the file to delete.
     """
     if folder is None:
         return compute()
-    name = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+    name = hashlib.sha256(repr((_LAYOUT, *key)).encode()).hexdigest()[:32]
     path = Path(folder) / f"tokens-{name}.npz"
     if not path.exists():
-        _write(path, compute())
-    return _read(path)
+        entry = compute()
+        _write(path, entry)
+        return entry
+    try:
+        return _read(path)
+    except DataError as error:
+        raise DataError(f"{error}; delete it, and it is made again") from error
 
 
 def _write(path: Path, entry: Cached) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(entry.fingerprint)
-    arrays = {**entry.tokens._asdict(), "labels": entry.labels, "fingerprint": text}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    arrays = {**entry.tokens._asdict(), "labels": entry.labels}
+    arrays |= {"fingerprint": np.array(text)}
+    with storage.replacing(path) as new, new.open("wb") as stream:
+        np.savez(stream, **arrays, sha256=np.array(_digest(arrays)))
 
 
 def _read(path: Path) -> Cached:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            tokens = Tokens(file["ids"], file["types"], file["starts"])
-            return Cached(tokens, file["labels"], json.loads(str(file["fingerprint"])))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path}: not a whole file of tokens ({error}); delete it, and it is made "
-            "again"
-        ) from error
+    with open_npz(path) as file:
+        expected = {*_DTYPES, "fingerprint", "sha256"}
+        if file.headers.keys() != expected:
+            raise DataError(
+                f"{path}: expected the arrays {', '.join(sorted(expected))}, found "
+                f"{', '.join(sorted(file.headers))}"
+            )
+        for name, kinds in _DTYPES.items():
+            header = file.headers[name]
+            if header.dtype not in kinds.split() or len(header.shape) != 1:
+                raise DataError(f"{path}: {name}: expected {kinds}[N], found {header}")
+        arrays = {name: file[name] for name in file.headers}
+    if arrays.pop("sha256").tolist() != _digest(arrays):
+        raise DataError(f"{path}: the arrays are not those that were written")
+    tokens = Tokens(arrays["ids"], arrays["types"], arrays["starts"])
+    fingerprint = json_object(path, str(arrays["fingerprint"]))
+    return Cached(tokens, arrays["labels"], fingerprint)
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    result = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        result.update(f"{name} {array.dtype} {array.shape} ".encode())
+        result.update(np.ascontiguousarray(array).tobytes())
+    return result.hexdigest()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from peftjax.data.errors import DataError, brief
 from peftjax.data.ragged import Ragged
 from peftjax.data.spm import from_spm
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 BUCKETS = (16, 32, 64, 128, 256, 512)
 _FILES = ("tokenizer.json", "spm.model")
+# What a file's rules make of a pair is only known when one is tokenised.
+_PROBE = ("The cat, naïve: 3 × 四!", " a  dog\n")
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
@@ -45,7 +49,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     Raises:
         ImportError: `tokenizers` is absent, or what `spm.model` needs.
         FileNotFoundError: there is no such file.
-        ValueError: the file is no tokenizer.
+        DataError: the file is no tokenizer, or fails on text.
     """
     try:
         from tokenizers import Tokenizer
@@ -54,16 +58,28 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             "tokenising needs tokenizers: pip install 'peftjax[text]'"
         ) from error
     file = tokenizer_file(path)
-    if file.suffix == ".model":
-        return from_spm(file)
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:
-        raise ValueError(f"{file}: not a tokenizer.json ({error})") from error
+    with _naming(file):
+        spm = file.suffix == ".model"
+        tokenizer = from_spm(file) if spm else Tokenizer.from_file(str(file))
+        tokenizer.encode(*_PROBE)
     # Lengths belong to the caller, not to what the file was last used with.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Name the file in whatever its reader raises."""
+    try:
+        yield
+    except (DataError, ImportError, KeyboardInterrupt, SystemExit):
+        raise
+    # A panic of the Rust library is no Exception.
+    except BaseException as error:
+        raise DataError(
+            f"{file}: not a whole tokenizer file ({brief(error)})"
+        ) from error
 
 
 def tokenizer_file(path: str | os.PathLike[str]) -> Path:

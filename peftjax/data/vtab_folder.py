@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from peftjax.data.errors import DataError, read_text
 from peftjax.data.source import MissingData
 
 SPLITS = ("train800", "val200", "train800val200", "test")
@@ -29,7 +30,7 @@ def read(root: str | os.PathLike[str], task: str, split: str) -> list[tuple[Path
 
     Raises:
         MissingData: the list, or an image that it names, is absent.
-        ValueError: a line is malformed or leaves the folder, or the list is empty.
+        DataError: a line is malformed or leaves the folder, or the list is empty.
     """
     folder = Path(root) / task
     listing = folder / f"{split}.txt"
@@ -37,27 +38,24 @@ def read(root: str | os.PathLike[str], task: str, split: str) -> list[tuple[Path
         raise MissingData(
             f"{listing}: no such list; expected {', '.join(SPLITS)} (.txt) in {folder}"
         )
-    try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{listing}: not UTF-8 ({error})") from error
+    lines = read_text(listing).splitlines()
     entries = [
         _entry(folder, f"{listing}, line {number}", line)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
     if not entries:
-        raise ValueError(f"{listing}: an empty list")
+        raise DataError(f"{listing}: an empty list")
     return entries
 
 
 def _entry(folder: Path, where: str, line: str) -> tuple[Path, int]:
     name, _, label = line.strip().rpartition(" ")
     if not name or not label.isdecimal():
-        raise ValueError(f"{where}: expected '<image> <label>', found {line!r}")
+        raise DataError(f"{where}: expected '<image> <label>', found {line!r}")
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"{where}: {name} leaves the task's folder")
+        raise DataError(f"{where}: {name} leaves the task's folder")
     if not path.is_file():
         raise MissingData(f"{where}: {path} does not exist")
     return path, int(label)

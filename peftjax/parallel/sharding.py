@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from peftjax.parallel.mesh import AXES
 
@@ -27,7 +27,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def put(leaf: Any, sharding: Sharding) -> jax.Array:
     """Place one array, which every process holds whole, on the devices of all."""
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)

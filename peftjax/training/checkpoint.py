@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,14 +12,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from peftjax import storage
 from peftjax.parallel.distributed import is_main
+from peftjax.parallel.sharding import put
+from peftjax.training.errors import RunFileError, brief
 from peftjax.training.state import TrainState
 
-SUMS = "SHA256SUMS"
+STATE, DATA, SUMS = "state.safetensors", "data.json", "SHA256SUMS"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunFileError):
     """A checkpoint cannot be used."""
 
 
@@ -27,31 +32,21 @@ class DamagedCheckpoint(CheckpointError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, `directory/<step>/`, written by orbax.
+    """The checkpoints of one run, `directory/<step>/`.
 
-    Each is closed by a list of the digests of its files, in the format of `sha256sum`,
-    written last: without it a checkpoint does not count, and a damaged file is found
-    before anything is read from it.
+    Each is a folder, written whole or not at all by process 0: the state's arrays by
+    path in a safetensors file, the place in the data as JSON, and the digests of both
+    in the format of `sha256sum`, so that damage is found before anything is used.
 
     Args:
         directory: created when the first checkpoint is saved.
         keep: how many of the latest to keep; at least 1.
-
-    Raises:
-        ImportError: orbax-checkpoint is absent.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
         if keep < 1:
             raise ValueError(f"keep={keep}: expected at least 1")
-        try:
-            from orbax.checkpoint import v1 as ocp
-        except ImportError as error:
-            raise ImportError(
-                "checkpoints need orbax-checkpoint: pip install orbax-checkpoint"
-            ) from error
         self.directory = Path(directory).absolute()
-        self._ocp: Any = ocp
         self._keep = keep
 
     def path(self, step: int) -> Path:
@@ -59,10 +54,13 @@ class Checkpoints:
         return self.directory / str(step)
 
     def steps(self) -> list[int]:
-        """Return the steps of which there is a checkpoint, ascending."""
-        return sorted(
-            int(sums.parent.name) for sums in self.directory.glob(f"*/{SUMS}")
-        )
+        """Return the steps of which there is a checkpoint, ascending.
+
+        Folders of other names (a copy `38.bak`) are no checkpoints.
+        """
+        names = (sums.parent.name for sums in self.directory.glob(f"*/{SUMS}"))
+        steps = (int(name) for name in names if name.isascii() and name.isdecimal())
+        return sorted(step for step in steps if (self.path(step) / SUMS).exists())
 
     def latest(self) -> int | None:
         """Return the last of `steps()`, or None."""
@@ -72,28 +70,29 @@ class Checkpoints:
         """Write the state and `data.get_state()` under the state's step; return it.
 
         Raises:
-            OSError: it cannot be written; the disk is full, for one.
+            OSError: it cannot be written, the disk is full, for one; nothing is left
+                of it.
         """
-        step = int(state.step)
+        step, place = int(state.step), json.dumps(data.get_state())
+        arrays = jax.device_get(_arrays(state))
         try:
-            self._write(step, _arrays(state), {"data": data.get_state()})
-        except (OSError, ValueError) as error:  # tensorstore raises the latter
+            if is_main():
+                self._write(step, arrays, place)
+        except OSError as error:
             told = str(error).splitlines()[0]
             raise OSError(
                 f"{self.path(step)}: checkpoint not written: {told}"
             ) from error
-        if is_main():
-            _close(self.path(step))
         return step
 
-    def _write(self, step: int, arrays: Mapping[str, jax.Array], more: Any) -> None:
-        policy = self._ocp.training.preservation_policies.LatestN(self._keep)
-        with self._ocp.training.Checkpointer(
-            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
-        ) as checkpointer:
-            checkpointer.save(
-                step, arrays, force=True, overwrite=True, custom_metadata=more
-            )
+    def _write(self, step: int, arrays: Mapping[str, np.ndarray], place: str) -> None:
+        shutil.rmtree(self.path(step), ignore_errors=True)
+        with storage.replacing_folder(self.path(step)) as folder:
+            _write(folder / STATE, arrays)
+            (folder / DATA).write_text(place + "\n")
+            _close(folder)
+        for old in self.steps()[: -self._keep]:
+            shutil.rmtree(self.path(old))
 
     def restore(
         self, state: TrainState, data: Any, *, fallback: bool = False
@@ -109,33 +108,32 @@ class Checkpoints:
         Raises:
             FileNotFoundError: there is none.
             DamagedCheckpoint: the latest is damaged (with `fallback`, all are).
-            CheckpointError: it is of other adapters or another optimizer.
+            CheckpointError: it is of other adapters, another optimizer or other data.
         """
-        step = self._intact(fallback)
-        expected = _arrays(state)
-        found = self._ocp.metadata(self.path(step))
-        _compare(self.path(step), expected, found.metadata)
-        abstract = {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-            for name, x in expected.items()
-        }
-        arrays = self._ocp.load(self.path(step), abstract)
+        step, found, place = self._intact(fallback)
+        _compare(self.path(step), _arrays(state), found)
+        try:
+            data.set_state(place)
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.path(step) / DATA}: not a place in this data ({brief(error)})"
+            ) from error
         for later in self.steps():
             if later > step and is_main():
                 shutil.rmtree(self.path(later))
-        data.set_state(found.custom_metadata["data"])
-        return _rebuild(state, arrays)
+        return _rebuild(state, found)
 
-    def _intact(self, fallback: bool) -> int:
-        """Return the latest step whose files are as they were written."""
+    def _intact(self, fallback: bool) -> tuple[int, dict[str, jax.Array], Any]:
+        """Return the latest step whose files are as they were written, and them."""
         steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"{self.directory}: no checkpoint to resume from")
-        damage = {}
+        first = None
         for step in reversed(steps if fallback else steps[-1:]):
-            damage[step] = _damage(self.path(step))
-            if damage[step] is None:
-                return step
+            try:
+                return step, *_read(self.path(step))
+            except DamagedCheckpoint as error:
+                first = first or error
         advice = "there is no intact one: delete the folder and start again"
         if steps[:-1] and not fallback:
             advice = (
@@ -144,38 +142,67 @@ class Checkpoints:
             )
         raise DamagedCheckpoint(
             f"{self.path(steps[-1])}: the checkpoint of step {steps[-1]} is damaged: "
-            f"{damage[steps[-1]]}; {advice}"
-        )
+            f"{first}; {advice}"
+        ) from first
+
+
+def _write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file({k: np.asarray(v, order="C") for k, v in arrays.items()}, file)
+    except SafetensorError as error:
+        raise OSError(f"{file}: not written: {error}") from error
+
+
+def _read(folder: Path) -> tuple[dict[str, jax.Array], Any]:
+    """Return the arrays by path, and the place in the data.
+
+    Raises:
+        DamagedCheckpoint: a file is not as it was written, or not what it should be.
+    """
+    from safetensors.flax import load_file
+
+    name = SUMS
+    try:
+        sums = _sums(folder)
+        for name in (STATE, DATA):
+            if _sum(folder / name) != sums[name]:
+                size = (folder / name).stat().st_size
+                raise DamagedCheckpoint(
+                    f"{name} is truncated or changed (now {size} bytes)"
+                )
+        name = DATA
+        place = json.loads((folder / DATA).read_text("utf-8"))
+        name = STATE
+        return load_file(folder / STATE), place
+    except DamagedCheckpoint:
+        raise
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{name} is missing") from error
+    # The sums may have been made anew over files of any content.
+    except Exception as error:
+        raise DamagedCheckpoint(f"{name} is not readable ({brief(error)})") from error
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    pairs = [line.split("  ") for line in (folder / SUMS).read_text().splitlines()]
+    sums = {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+    if len(sums) != len(pairs) or sums.keys() != {STATE, DATA}:
+        raise DamagedCheckpoint(f"{SUMS} is not a list of {STATE} and {DATA}")
+    return sums
 
 
 def _sum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _close(folder: Path) -> None:
-    """Write the digests of all files of a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{_sum(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    partial = folder / f"{SUMS}.partial"
-    partial.write_text("".join(lines))
-    os.replace(partial, folder / SUMS)
-
-
-def _damage(folder: Path) -> str | None:
-    """Return what is wrong with the files of a folder, or None."""
-    lines = (folder / SUMS).read_text().splitlines()
-    if not lines:
-        return f"{SUMS} is empty"
-    for line in lines:
-        digest, _, name = line.partition("  ")
-        path = folder / name
-        if not name or folder not in path.resolve().parents:
-            return f"{SUMS} is not a list of files"
-        if not path.is_file():
-            return f"{name} is missing"
-        if _sum(path) != digest:
-            return f"{name} is truncated or changed (now {path.stat().st_size} bytes)"
-    return None
+    """Write the digests of the files of a checkpoint."""
+    lines = [f"{_sum(folder / name)}  {name}\n" for name in (STATE, DATA)]
+    (folder / SUMS).write_text("".join(lines))
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:
@@ -202,7 +229,9 @@ def _rebuild(state: TrainState, arrays: Mapping[str, jax.Array]) -> TrainState:
         return new
 
     leaves, structure = jax.tree.flatten(state)
-    restored = [arrays[name] for name in _arrays(state)]
+    restored = [
+        put(arrays[name], leaf.sharding) for name, leaf in _arrays(state).items()
+    ]
     return jax.tree.unflatten(structure, map(like, leaves, restored))
 
 

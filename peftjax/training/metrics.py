@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from peftjax import storage
+from peftjax.training.errors import RunFileError, brief
 
 
 class MetricsFile:
@@ -17,6 +22,9 @@ class MetricsFile:
         path: the file; its folder is created.
         after: lines of later steps are dropped, so that a resumed run leaves the file
             that an uninterrupted one would have left.
+
+    Raises:
+        RunFileError: the file is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str], after: int = 0):
@@ -24,9 +32,7 @@ class MetricsFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             kept = [r for r in read_metrics(self.path) if r["step"] <= after]
-            partial = self.path.with_name(self.path.name + ".partial")
-            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            os.replace(partial, self.path)
+            storage.write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it has a `"step"`."""
@@ -38,18 +44,45 @@ class MetricsFile:
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the records of a metrics file; a last line cut short is left out.
 
+    Every record has a `"step"`, an integer; the rest are numbers, and objects of
+    numbers, of which only the latter may be NaN (a score that is not defined).
+
     Raises:
-        ValueError: any other line is not JSON.
+        RunFileError: anything else is in the file.
     """
-    lines = Path(path).read_text().splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+    try:
+        *lines, cut = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise RunFileError(f"{path}: not read ({brief(error)})") from error
+    records = [_record(f"{path}, line {i}", x) for i, x in enumerate(lines, start=1)]
+    if cut:
+        with contextlib.suppress(RunFileError):
+            records.append(_record(str(path), cut))
     return records
+
+
+def _record(where: str, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise RunFileError(f"{where}: not JSON ({brief(error)})") from error
+    step = record.get("step") if isinstance(record, dict) else None
+    if type(step) is not int or step < 0:
+        raise RunFileError(f'{where}: expected an object with a "step", found {step}')
+    for name, value in record.items():
+        scores = isinstance(value, dict)
+        numbers = all(map(_is_number, value.values() if scores else [value]))
+        if not numbers or not (scores or math.isfinite(value)):
+            raise RunFileError(
+                f"{where}: {name!r:.80}: expected a finite number, or an object of "
+                f"numbers, found {value!r:.80}"
+            )
+    return record
+
+
+def _is_number(value: Any) -> bool:
+    # An integer that no float holds is no number of a run.
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 class TensorBoard:

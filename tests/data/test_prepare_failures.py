@@ -153,7 +153,7 @@ def test_damaged_records_are_named(tmp_path):
     content = bytearray(file.read_bytes())
     content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="glue/cola:train: damaged records"):
+    with pytest.raises(ValueError, match="glue/cola:train in .*: damaged records"):
         glue.load("cola", "train", tmp_path)
 
 

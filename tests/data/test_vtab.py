@@ -238,7 +238,7 @@ def test_bad_lists_are_named(folder):
     with pytest.raises(ValueError, match=r"val200\.txt: an empty list"):
         vtab.load("svhn", "val200", folder)
     listing.write_bytes(b"images/\xff.png 1")
-    with pytest.raises(ValueError, match=r"val200\.txt: not UTF-8"):
+    with pytest.raises(ValueError, match=r"val200\.txt: not a text file"):
         vtab.load("svhn", "val200", folder)
     listing.unlink()
     with pytest.raises(source.MissingData, match=r"val200\.txt: no such list"):

@@ -1,5 +1,6 @@
 """Whole runs: metrics, checkpoints, kill and resume, and what goes wrong."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import load_file, save_file
 
 from peftjax.data.pipeline import train_batches
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
+from peftjax.training.errors import RunFileError
 from peftjax.training.loop import NonFiniteLoss, Preempted, train
 from peftjax.training.metrics import MetricsFile, read_metrics
 from peftjax.training.optimizer import make_optimizer
@@ -173,7 +175,7 @@ def flip(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
-@pytest.mark.parametrize("file", ["_CHECKPOINT_METADATA", "state/manifest.ocdbt"])
+@pytest.mark.parametrize("file", ["state.safetensors", "data.json"])
 def test_a_damaged_checkpoint_is_named_and_left_alone_unless_told(
     whole, tmp_path, damage, file, capfd
 ):
@@ -191,7 +193,7 @@ def test_a_damaged_checkpoint_is_named_and_left_alone_unless_told(
 
 def test_told_to_fall_back_it_continues_from_the_one_before(whole, tmp_path):
     workdir = copied(whole, tmp_path)
-    truncate(workdir / "checkpoints" / "12" / "state" / "manifest.ocdbt")
+    truncate(workdir / "checkpoints" / "12" / "state.safetensors")
     state = run(workdir, resume=True, fallback=True)
     assert values(state) == values(whole[1])
     assert Checkpoints(workdir / "checkpoints").steps() == [8, 12]
@@ -200,7 +202,7 @@ def test_told_to_fall_back_it_continues_from_the_one_before(whole, tmp_path):
 def test_no_intact_checkpoint_is_an_error_and_deletes_nothing(whole, tmp_path):
     workdir = copied(whole, tmp_path)
     for step in (8, 12):
-        truncate(workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA")
+        truncate(workdir / "checkpoints" / str(step) / "data.json")
     with pytest.raises(DamagedCheckpoint, match=r"checkpoints/12: .*no intact one"):
         run(workdir, resume=True, fallback=True)
     assert Checkpoints(workdir / "checkpoints").steps() == [8, 12]
@@ -212,6 +214,82 @@ def test_a_checkpoint_that_was_not_closed_does_not_count(whole, tmp_path):
     assert Checkpoints(workdir / "checkpoints").latest() == 8
     assert values(run(workdir, resume=True)) == values(whole[1])
     assert Checkpoints(workdir / "checkpoints").steps() == [8, 12]
+
+
+def resummed(folder):
+    """Make the sums of a checkpoint anew, as whoever changed it on purpose would."""
+    lines = [
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("state.safetensors", "data.json")
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.safetensors", b""),
+        ("state.safetensors", b"\x00" * 100),
+        ("state.safetensors", (2**62).to_bytes(8, "little") + b"{}"),
+        ("state.safetensors", (200_000).to_bytes(8, "little") + b"[" * 200_000),
+        ("data.json", b"\xff\xfe"),
+        ("data.json", b"[" * 100_000 + b"]" * 100_000),
+        ("data.json", b'{"next_index": -1}'),
+        ("data.json", b'{"next_index": 1e400}'),
+        ("data.json", b'{"next_index": 1, "more": 2}'),
+        ("data.json", b"null"),
+    ],
+)
+def test_files_that_were_changed_with_their_sums(whole, tmp_path, file, content):
+    workdir = copied(whole, tmp_path)
+    (workdir / "checkpoints" / "12" / file).write_bytes(content)
+    resummed(workdir / "checkpoints" / "12")
+    with pytest.raises(CheckpointError) as error:
+        run(workdir, resume=True)
+    message = str(error.value)
+    assert message.startswith(str(workdir / "checkpoints" / "12"))
+    assert file in message and len(message) < 1000
+
+
+def test_arrays_of_another_shape_with_their_sums(whole, tmp_path):
+    workdir = copied(whole, tmp_path)
+    folder = workdir / "checkpoints" / "12"
+    arrays = load_file(folder / "state.safetensors")
+    name = next(name for name in arrays if name.startswith("trainable"))
+    arrays[name] = arrays[name][:1]
+    save_file(arrays, folder / "state.safetensors")
+    resummed(folder)
+    with pytest.raises(CheckpointError, match=f"{name}: expected float32"):
+        run(workdir, resume=True)
+
+
+def test_folders_that_are_no_checkpoints(whole, tmp_path):
+    workdir = copied(whole, tmp_path)
+    for name in ("38.bak", "-5", "\u0663", "007", "12 (copy)"):
+        shutil.copytree(workdir / "checkpoints" / "8", workdir / "checkpoints" / name)
+    (workdir / "checkpoints" / "99").write_text("a file")
+    assert Checkpoints(workdir / "checkpoints").steps() == [8, 12]
+    assert values(run(workdir, resume=True)) == values(whole[1])
+    run(workdir, resume=True, steps=13)
+    assert Checkpoints(workdir / "checkpoints").steps() == [12, 13]
+
+
+def test_a_checkpoint_hashes_every_file_once(whole, tmp_path, monkeypatch):
+    workdir, hashed = copied(whole, tmp_path), []
+    digest = hashlib.file_digest
+
+    def counted(stream, name):
+        hashed.append(Path(stream.name).name)
+        return digest(stream, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    state = run(workdir, resume=True)
+    assert hashed == ["state.safetensors", "data.json"]
+    hashed.clear()
+    Checkpoints(workdir / "checkpoints").save(
+        state, train_batches(arrays(), BATCH, seed=5)
+    )
+    assert hashed == ["state.safetensors", "data.json"]
 
 
 @pytest.mark.parametrize("line", ["", "00  ../../metrics.jsonl\n", "no digest\n"])
@@ -234,8 +312,8 @@ def test_a_checkpoint_of_another_optimizer_is_named(whole):
 
 
 def test_checkpoints_hold_the_adapters_and_not_the_base(whole):
-    stored = ocp.metadata(whole[0] / "checkpoints" / "12").metadata
-    sizes = {name: int(np.prod(found.shape)) for name, found in stored.items()}
+    stored = load_file(whole[0] / "checkpoints" / "12" / "state.safetensors")
+    sizes = {name: found.size for name, found in stored.items()}
     state = whole[1]
     assert sum(sizes.values()) == 2 + sum(
         x.size for x in jax.tree.leaves(state._replace(key=()))
@@ -275,12 +353,40 @@ def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
         run(tmp_path / "other", steps=3, tensorboard=True)
 
 
-def test_a_damaged_metrics_file_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"st',
+        b"\xff\xfe",
+        b"[" * 100_000 + b"]" * 100_000,
+        b"[1]",
+        b"null",
+        b'{"loss": 1.0}',
+        b'{"step": NaN}',
+        b'{"step": 2.0}',
+        b'{"step": true}',
+        b'{"step": -1}',
+        b'{"step": 2, "loss": NaN}',
+        b'{"step": 2, "loss": 1e400}',
+        b'{"step": 2, "loss": "0.5"}',
+        b'{"step": 2, "eval": {"accuracy": null}}',
+        b'{"step": 2, "eval": [1]}',
+        b'{"step": 2, "loss": ' + b"1" * 5000 + b"}",
+    ],
+)
+def test_a_damaged_metrics_file_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not JSON"):
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(RunFileError, match=r"metrics\.jsonl, line 2: ") as error:
         MetricsFile(path, after=3)
-    path.write_text('{"step": 1}\n{"step": 3}\n')
+    assert len(str(error.value)) < 700
+    assert path.read_bytes().count(b"\n") == 3
+
+
+def test_a_metrics_file_is_cut_where_the_run_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "eval": {"pearson": NaN}}\n{"step": 3}\n{"ste')
+    assert len(read_metrics(path)) == 2
     MetricsFile(path, after=2).write({"step": 4})
     assert [json.loads(line)["step"] for line in path.open()] == [1, 4]
 
