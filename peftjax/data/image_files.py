@@ -184,8 +184,9 @@ def _class_names(content: Npz) -> list[str]:
     header = content.headers.get("class_names")
     if header is None:
         return []
-    names = content["class_names"].tolist() if header.dtype.kind == "U" else []
-    if len(header.shape) != 1 or not names or len(set(names)) != len(names):
+    fits = len(header.shape) == 1 and header.dtype.kind == "U"
+    names = content["class_names"].tolist() if fits else []
+    if not names or len(set(names)) != len(names):
         raise DataError(
             f"{content.path}, class_names: expected distinct names, found {header}"
         )

@@ -145,6 +145,8 @@ def open_split(
                 raise DataError(f"{folder}, split {split!r}: no file {filename}")
         label = features["label"] if "label" in features else None
         names = tuple(getattr(label, "names", ()))
+        if len(set(names)) != len(names):
+            raise DataError(f"{folder}: label: the names of classes are not distinct")
     return Source(f"{name}:{split} in {folder}", rows, names, files)
 
 

@@ -73,7 +73,7 @@ def _entries(document: Any) -> Iterator[tuple[str, Any]]:
 
 def _check_entry(file: Path, key: str, value: Any) -> None:
     named = isinstance(value, str) or key.startswith("python")
-    if key in _CLASS_KEYS and named and value not in FEATURES:
+    if key in _CLASS_KEYS and named and str(value) not in FEATURES:
         raise DataError(
             f"{file}: {key} is {str(value)[:80]!r}: expected one of TFDS, such as "
             f"{_ROOT}image_feature.Image; no other module is imported for a data set"

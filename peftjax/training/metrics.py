@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,10 @@ from typing import Any
 
 from peftjax import storage
 from peftjax.training.errors import RunFileError, brief
+
+
+# What every line begins with; of one that was cut short perhaps not even that is left.
+_BEGIN = b'{"step": '
 
 
 class MetricsFile:
@@ -55,9 +60,15 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except OSError as error:
         raise RunFileError(f"{path}: not read ({brief(error)})") from error
     records = [_record(f"{path}, line {i}", x) for i, x in enumerate(lines, start=1)]
-    if cut:
-        with contextlib.suppress(RunFileError):
-            records.append(_record(str(path), cut))
+    begun = cut[: len(_BEGIN)] == _BEGIN[: len(cut)]
+    with contextlib.suppress(RunFileError) if begun else contextlib.nullcontext():
+        records += [_record(f"{path}, line {len(lines) + 1}", cut)] if cut else []
+    for one, after in itertools.pairwise(records):
+        if after["step"] < one["step"]:
+            raise RunFileError(
+                f"{path}: expected steps in order, found {after['step']} after "
+                f"{one['step']}"
+            )
     return records
 
 

@@ -1,10 +1,13 @@
 """The order of the data: the seed decides it, and it can be left and taken up."""
 
+import functools
 import json
+import threading
 
 import numpy as np
 import pytest
 
+from peftjax.data.order import permutation
 from peftjax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from peftjax.data.ragged import Ragged
 
@@ -18,6 +21,78 @@ def labels(iterator, batches):
 def test_the_seed_decides_the_order():
     runs = [labels(train_batches(ARRAYS, 4, seed=s), 9) for s in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]
+
+
+# What `grain.MapDataset.range(n).seed(seed).shuffle()` gives, first five of epoch 1.
+RECORDED = {
+    (10, 0): [9, 6, 1, 8, 2],
+    (1257, 7): [186, 373, 122, 990, 754],
+    (65537, 3): [61429, 36773, 20986, 3472, 44663],
+    (300_001, 2**31): [163295, 208035, 18268, 211468, 43128],
+}
+
+
+@pytest.mark.parametrize(("rows", "seed"), RECORDED)
+def test_the_order_is_the_recorded_one(rows, seed):
+    found = permutation(rows, seed, 1)
+    assert found[:5].tolist() == RECORDED[rows, seed]
+    # One row more than 16 bits hold is the one size of which grain draws a row twice.
+    assert len(np.unique(found)) == rows - (rows == 65537)
+
+
+@pytest.mark.parametrize("last", ["drop", "pad"])
+@pytest.mark.parametrize("rows", [1, 2, 7, 60, 300])
+def test_batches_are_those_of_grain(rows, last):
+    grain = pytest.importorskip("grain")
+    arrays = {"label": np.arange(rows)}
+    size = min(rows, 4)
+    dataset = grain.MapDataset.range(rows).seed(5).shuffle()
+    dataset = dataset.batch(size, drop_remainder=last == "drop").repeat(3)
+    found = list(train_batches(arrays, size, seed=5, epochs=3, last=last))
+    assert len(found) == len(dataset)
+    for batch, wanted in zip(found, dataset):
+        kept = batch["mask"] > 0 if last == "pad" else slice(None)
+        assert batch["label"][kept].tolist() == wanted.tolist()
+        assert batch["label"].dtype == wanted.dtype
+
+
+class Slow:
+    """A column that is no array, and counts what is read of it."""
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, rows):
+        self.read.append((threading.current_thread().name, rows.tolist()))
+        if len(self.read) == 5:
+            raise ValueError("a damaged image")
+        return rows * 3
+
+
+def test_columns_that_are_not_in_memory_are_read_one_batch_ahead():
+    column = Slow()
+    data = train_batches({"x": column, "label": np.arange(10)}, 4, seed=1)
+    plain = train_batches({"label": np.arange(10)}, 4, seed=1)
+    for _ in range(3):
+        batch = next(data)
+        assert batch["label"].tolist() == next(plain)["label"].tolist()
+        assert (batch["x"] == 3 * batch["label"]).all()
+    assert data.get_state() == {"next_index": 3}
+    assert len({name for name, _ in column.read}) == 2
+    data.set_state({"next_index": 0})
+    with pytest.raises(ValueError, match="a damaged image"):
+        next(data)
+
+
+@pytest.mark.parametrize(
+    "place", [{}, {"next_index": -1}, {"next_index": 1.0}, {"next_index": 1, "x": 2}]
+)
+def test_a_place_that_is_none_is_refused(place):
+    with pytest.raises(ValueError, match="the place in the data is "):
+        train_batches(ARRAYS, 4, seed=1).set_state(place)
 
 
 def test_an_epoch_is_a_permutation_and_the_next_is_another():
@@ -67,11 +142,26 @@ def test_eval_batches_hold_every_example_once_in_order():
         (({"x": np.zeros(3), "y": np.zeros(4)}, 2), r"one length, found .*'y': 4"),
         ((ARRAYS, 11), "10 examples do not fill one batch of 11"),
         (({}, 2), "one length, found {}"),
+        ((ARRAYS, 0), "batch_size=0: expected at least 1"),
+        ((ARRAYS, -2), "batch_size=-2: expected at least 1"),
     ],
 )
 def test_unusable_arrays(arguments, message):
     with pytest.raises(ValueError, match=message):
         train_batches(*arguments, seed=0)
+    if "do not fill" not in message:
+        with pytest.raises(ValueError, match=message):
+            eval_batches(*arguments)
+
+
+def test_no_epoch_and_a_name_that_is_taken():
+    with pytest.raises(ValueError, match="epochs=0: expected at least 1"):
+        train_batches(ARRAYS, 2, seed=0, epochs=0)
+    arrays = ARRAYS | {"mask": np.ones(10)}
+    next(train_batches(arrays, 2, seed=0))
+    for make in (eval_batches, functools.partial(train_batches, seed=0, last="pad")):
+        with pytest.raises(ValueError, match="call a mask of tokens 'token_mask'"):
+            make(arrays, 2)
 
 
 def test_examples_of_like_length_share_a_batch():

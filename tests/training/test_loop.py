@@ -387,6 +387,13 @@ def test_a_metrics_file_is_cut_where_the_run_goes_on(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "eval": {"pearson": NaN}}\n{"step": 3}\n{"ste')
     assert len(read_metrics(path)) == 2
+    for content, what in (
+        (b"\x1f\x8b\x08", "not JSON"),
+        (b'{"step": 3}\n{"step": 2}\n', "2 after 3"),
+    ):
+        (tmp_path / "other.jsonl").write_bytes(content)
+        with pytest.raises(RunFileError, match=rf"other\.jsonl.*{what}"):
+            read_metrics(tmp_path / "other.jsonl")
     MetricsFile(path, after=2).write({"step": 4})
     assert [json.loads(line)["step"] for line in path.open()] == [1, 4]
 
