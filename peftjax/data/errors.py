@@ -1,4 +1,4 @@
-"""The one error of files that cannot be used, and the limits of reading them."""
+"""The one error of files that cannot be used, and text and JSON read with it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from peftjax.errors import brief
+
 
 class DataError(ValueError):
     """A file of data, of tokens or of a tokenizer is damaged or not what it should be.
 
     The message names the file and the reason.
     """
-
-
-def brief(error: BaseException) -> str:
-    """Return what another library says, cut to a line or two.
-
-    >>> brief(KeyError("x"))
-    "KeyError: 'x'"
-    """
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}{'...' if len(text) > 200 else ''}"
 
 
 def json_object(where: str | Path, text: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,14 +18,15 @@ from typing import NamedTuple
 import numpy as np
 
 from peftjax.data import source
-from peftjax.data.images import Encoded, Images, Split, read_files
+from peftjax.data.errors import DataError
+from peftjax.data.images import EXTENSIONS, Encoded, Images, Split, read_files
+from peftjax.data.npz import open_npz
 from peftjax.data.splits import by_seed
 
-SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 _SHOWN = 3
 
 
-class FolderError(ValueError):
+class FolderError(DataError):
     """A folder or a file of images cannot be used."""
 
 
@@ -112,7 +112,7 @@ def _folder(root: Path, size: int) -> Pictures:
     files: list[tuple[Path, int]] = []
     for label, kind in enumerate(folders):
         inside = _visible(kind)
-        own = [x for x in inside if x.is_file() and x.suffix.lower() in SUFFIXES]
+        own = [x for x in inside if x.is_file() and x.suffix.lower() in EXTENSIONS]
         stray += [path for path in inside if path not in set(own)]
         if not own:
             deeper = any(path.is_dir() for path in inside)
@@ -130,26 +130,24 @@ def _folder(root: Path, size: int) -> Pictures:
 
 
 def _arrays(path: Path, size: int) -> Pictures:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            content = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise FolderError(
-            f"{path}: not a whole npz file of arrays ({error})"
-        ) from error
-    if missing := {"images", "labels"} - content.keys():
-        raise FolderError(
-            f"{path}: expected arrays images and labels, {sorted(missing)} not found; "
-            f"found {sorted(content)}"
-        )
+    with open_npz(path) as opened:
+        headers = opened.headers
+        if missing := {"images", "labels"} - headers.keys():
+            raise FolderError(
+                f"{path}: expected arrays images and labels, {sorted(missing)} not "
+                f"found; found {sorted(headers)}"
+            )
+        images, given = headers["images"], headers["labels"]
+        four = len(images.shape) == 4 and images.shape[3] in (1, 3)
+        fits = given.shape == images.shape[:1] and given.dtype.kind in "iu"
+        if not (four and fits) or images.dtype != np.uint8:
+            raise FolderError(
+                f"{path}: expected images uint8 [N, H, W, 1 or 3] and N integers as "
+                f"labels, found {images} and {given}"
+            )
+        kept = {"images", "labels", "class_names"} & headers.keys()
+        content = {name: opened[name] for name in kept}
     pixels, labels = content["images"], content["labels"]
-    image = pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] in (1, 3)
-    if not image or labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
-        raise FolderError(
-            f"{path}: expected images uint8 [N, H, W, 1 or 3] and N integers as "
-            f"labels, found {pixels.dtype} {list(pixels.shape)} and {labels.dtype} "
-            f"{list(labels.shape)}"
-        )
     names = content.get("class_names", range(int(labels.max(initial=-1)) + 1))
     classes = tuple(str(name) for name in names)
     _several(path, classes)

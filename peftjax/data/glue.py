@@ -20,6 +20,7 @@ from peftjax.data.errors import DataError
 from peftjax.data.fingerprint import fingerprint
 from peftjax.data.ragged import Ragged
 from peftjax.data.token_cache import Cached, cached
+from peftjax.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def get_task(name: str) -> Task:
         ValueError: there is none of this name; the message holds the nearest ones.
     """
     if name not in TASKS:
-        raise source.unknown("GLUE task", name, TASKS)
+        raise unknown("GLUE task", name, TASKS)
     return TASKS[name]
 
 
@@ -182,7 +183,7 @@ def describe(task: str, split: str, examples: Examples) -> dict[str, Any]:
 def _open(task: str, split: str, data_dir: Any, download: bool) -> source.Source:
     known = get_task(task).sizes
     if split not in known:
-        raise source.unknown(f"split of glue/{task}", split, known)
+        raise unknown(f"split of glue/{task}", split, known)
     opened = source.open_split(f"glue/{task}", split, data_dir, download=download)
     source.check_size(opened.where, len(opened.rows), known[split])
     return opened

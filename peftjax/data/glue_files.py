@@ -20,6 +20,7 @@ import numpy as np
 from peftjax.data import source, writer
 from peftjax.data.errors import DataError
 from peftjax.data.glue import get_task
+from peftjax.errors import unknown
 
 # Where the records of each split come from, for messages, and the records.
 Found = dict[str, tuple[str, writer.Records]]
@@ -195,7 +196,7 @@ def _record(spec: Any, names: Any, where: str, row: Mapping[str, Any]) -> dict:
     label = row["label"]
     if isinstance(label, str):
         if label not in names:
-            raise source.unknown(f"label in {where}", label, names)
+            raise unknown(f"label in {where}", label, names)
         label = names.index(label)
     value = int(label) if spec.classes else np.float32(label).item()
     high = spec.classes - 1 if spec.classes else 5

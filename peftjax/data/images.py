@@ -19,8 +19,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from peftjax.data import source
-from peftjax.data.errors import DataError, brief
+from peftjax.data.errors import DataError
 from peftjax.data.fingerprint import fingerprint
+from peftjax.errors import brief, unknown
 
 Normalisation = Literal["imagenet", "unit"]
 Encoded = tuple[bytes, str]
@@ -212,7 +213,7 @@ def normalise(images: Any, how: Normalisation = "imagenet") -> Any:
         ValueError: there is no such normalisation, or the images are not uint8.
     """
     if how not in NORMALISATIONS:
-        raise source.unknown("normalisation", how, NORMALISATIONS)
+        raise unknown("normalisation", how, NORMALISATIONS)
     if images.dtype != np.uint8:
         raise ValueError(f"images: expected uint8, found {images.dtype}")
     mean, std = (np.array(values, np.float32) for values in NORMALISATIONS[how])

@@ -12,7 +12,8 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from peftjax.data.errors import DataError, brief
+from peftjax.data.errors import DataError
+from peftjax.errors import brief
 
 
 class Header(NamedTuple):
@@ -22,7 +23,7 @@ class Header(NamedTuple):
     dtype: np.dtype
 
     def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
+        return f"{self.dtype} {list(self.shape)}"
 
 
 class Npz:

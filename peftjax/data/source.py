@@ -6,11 +6,10 @@ Whether a data set was downloaded and built by TFDS or prepared from local files
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from peftjax.data import tfds_folder
-from peftjax.data.errors import DataError, brief
+from peftjax.data.errors import DataError
+from peftjax.errors import brief
 
 _CHUNK = 1024
 _PREPARE = (
@@ -161,18 +161,6 @@ def splits(
         return ()
     with _naming(Path(builder.data_path)):
         return tuple(builder.info.splits)
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
-    """Return the error for a name that is none of `known`, with the nearest ones.
-
-    >>> unknown("GLUE task", "mrcp", ["cola", "mrpc"])
-    ValueError("unknown GLUE task 'mrcp': did you mean mrpc? There are cola, mrpc")
-    """
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return ValueError(f"unknown {what} {name!r}: {hint}There are {', '.join(known)}")
 
 
 def check_labels(where: str, labels: np.ndarray, low: float, high: float) -> None:

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from peftjax.data.errors import DataError
 from peftjax.data.source import MissingData
 
 Row = Mapping[str, Any]
 
 
-class TableError(ValueError):
+class TableError(DataError):
     """A table of texts cannot be used."""
 
 

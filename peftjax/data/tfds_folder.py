@@ -48,16 +48,24 @@ def check(folder: Path) -> None:
             class that is not one of TFDS's features.
     """
     root = folder.resolve()
-    for path in sorted(folder.rglob("*")):
+    for path in _visible(folder, "*"):
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise DataError(
                 f"{path}: a link to {path.resolve()}, outside of the data set; put the "
                 "file itself there"
             )
     for name in ("features.json", "dataset_info.json"):
-        for file in sorted(folder.rglob(name)):
+        for file in _visible(folder, name):
             for key, value in _entries(json_object(file, read_text(file))):
                 _check_entry(file, key, value)
+
+
+def _visible(folder: Path, name: str) -> Iterator[Path]:
+    """Yield what lies below a folder, but for what is still being written."""
+    for path in sorted(folder.rglob(name)):
+        parts = path.relative_to(folder).parts
+        if not any(part.startswith(".") for part in parts):
+            yield path
 
 
 def _entries(document: Any) -> Iterator[tuple[str, Any]]:

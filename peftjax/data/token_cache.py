@@ -77,7 +77,7 @@ def _read(path: Path) -> Cached:
         for name, kinds in _DTYPES.items():
             header = file.headers[name]
             if header.dtype not in kinds.split() or len(header.shape) != 1:
-                raise DataError(f"{path}: {name}: expected {kinds}[N], found {header}")
+                raise DataError(f"{path}: {name}: expected {kinds} [N], found {header}")
         arrays = {name: file[name] for name in file.headers}
     if arrays.pop("sha256").tolist() != _digest(arrays):
         raise DataError(f"{path}: the arrays are not those that were written")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from peftjax.data.errors import DataError, brief
+from peftjax.data.errors import DataError
 from peftjax.data.ragged import Ragged
 from peftjax.data.spm import from_spm
+from peftjax.errors import brief
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

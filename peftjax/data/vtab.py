@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peftjax.data import images, source, vtab_folder, vtab_labels
+from peftjax.errors import unknown
 
 Group = Literal["natural", "specialized", "structured"]
 SIZES = {"train800": 800, "val200": 200, "train800val200": 1000}
@@ -121,7 +122,7 @@ def get_task(name: str) -> Task:
         ValueError: there is none of this name; the message holds the nearest ones.
     """
     if name not in TASKS:
-        raise source.unknown("VTAB-1k task", name, TASKS)
+        raise unknown("VTAB-1k task", name, TASKS)
     return TASKS[name]
 
 
@@ -149,7 +150,7 @@ def load(
     spec = get_task(task)
     published = {**SIZES, "test": spec.test_size}
     if split not in published:
-        raise source.unknown("split of VTAB-1k", split, published)
+        raise unknown("split of VTAB-1k", split, published)
     name, classes = f"vtab/{task}", spec.classes
     if data_dir and vtab_folder.is_folder(data_dir, task):
         files = vtab_folder.read(data_dir, task, split)

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import io
 import os
-import tempfile
+import shutil
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from peftjax import storage
 from peftjax.data import source
 
 Records = Iterable[Mapping[str, Any]]
@@ -91,21 +92,20 @@ def write(
             f"{name} is in {data_dir} already; to prepare it again, delete "
             f"{Path(data_dir) / name}"
         )
-    root = Path(data_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".incomplete-") as staging:
+    target = Path(offline(builder, {})(config=config, data_dir=data_dir).data_dir)
+    with storage.replacing_folder(target) as new:
         digests: dict[str, list[bytes]] = {split: [] for split in splits}
         kept = {
             split: _keep(f"{name}, split {split!r}", records, digests[split])
             for split, records in splits.items()
         }
-        local = offline(builder, kept)(config=config, data_dir=staging)
+        local = offline(builder, kept)(config=config, data_dir=new)
         _prepare(local, name)
         for split in splits:
-            _verify(name, split, digests[split], staging)
-        target = root / Path(local.data_dir).relative_to(staging)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(local.data_dir, target)
+            _verify(name, split, digests[split], str(new))
+        for path in Path(local.data_dir).iterdir():
+            os.replace(path, new / path.name)
+        shutil.rmtree(new / builder.name)
     return target
 
 

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax import storage
+from peftjax.errors import brief
 from peftjax.parallel.distributed import is_main
 from peftjax.parallel.sharding import put
-from peftjax.training.errors import RunFileError, brief
+from peftjax.training.errors import RunFileError
 from peftjax.training.state import TrainState
 
 STATE, DATA, SUMS = "state.safetensors", "data.json", "SHA256SUMS"

@@ -39,9 +39,16 @@ def make_eval(peft: Any, outputs: Outputs, mesh: Mesh) -> EvalStep:
 
         return outputs(apply, batch)
 
-    compiled = jax.jit(run, out_shardings=sharding.replicated(mesh))
+    whole = sharding.replicated(mesh)
+    compiled = jax.jit(run, out_shardings=whole)
+
+    def placed(leaf):
+        there = isinstance(leaf, jax.Array) and leaf.sharding == whole
+        return leaf if there else sharding.put(leaf, whole)
 
     def eval_step(variables, adapters, batch):
+        # Adapters of a state, of a file and of the host are one program's.
+        adapters = jax.tree.map(placed, adapters)
         return compiled(variables, adapters, sharding.place_batch(batch, mesh))
 
     return eval_step

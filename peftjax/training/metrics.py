@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from peftjax import storage
-from peftjax.training.errors import RunFileError, brief
-
+from peftjax.errors import brief
+from peftjax.training.errors import RunFileError
 
 # What every line begins with; of one that was cut short perhaps not even that is left.
 _BEGIN = b'{"step": '

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from peftjax.data.source import unknown
+from peftjax.errors import unknown
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from peftjax.data import folder, splits
+from peftjax.data.errors import DataError
 from peftjax.data.folder import FolderError
 from peftjax.data.source import MissingData
 
@@ -126,7 +127,7 @@ def test_arrays_that_are_no_images_are_told(tmp_path, arrays, told):
     with pytest.raises(FolderError, match=rf"x\.npz: .*{told}"):
         folder.read(tmp_path / "x.npz", 8)
     (tmp_path / "x.npz").write_text("no npz")
-    with pytest.raises(FolderError, match="not a whole npz file"):
+    with pytest.raises(DataError, match="not a whole npz file"):
         folder.read(tmp_path / "x.npz", 8)
 
 

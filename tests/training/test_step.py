@@ -14,6 +14,7 @@ import peftjax as pj
 from peftjax.core.method import Method
 from peftjax.data.pipeline import eval_batches
 from peftjax.parallel.mesh import make_mesh
+from peftjax.parallel.sharding import shard
 from peftjax.training.evaluation import evaluate, make_eval
 from peftjax.training.optimizer import make_optimizer
 from peftjax.training.state import create_state
@@ -190,6 +191,32 @@ def test_evaluation_pads_and_compiles_once(mesh):
     assert len(traces) == 1
     with pytest.raises(ValueError, match="no batch came"):
         evaluate(eval_step, variables, adapters, [])
+
+
+def test_one_program_evaluates_adapters_wherever_they_lie():
+    compiled = []
+
+    def listen(event, _, **names):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(names)
+
+    peft, variables = case()
+    mesh = make_mesh(2, 4)
+    eval_step = make_eval(peft, outputs, mesh)
+    base = shard(variables, mesh)
+    state = create_state(peft, SGD, jax.random.key(0), mesh)
+    trained = peft.combine(state.trainable, state.frozen)
+    host = jax.device_get(trained)
+    once = {name: array[:8] for name, array in arrays().items()}
+    expected = evaluate(eval_step, base, trained, [once])
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for adapters in (host, jax.device_put(host, jax.devices()[3]), trained):
+            found = evaluate(eval_step, base, adapters, [once])
+            np.testing.assert_array_equal(found["logits"], expected["logits"])
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
 
 
 @dataclass(frozen=True)
