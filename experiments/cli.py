@@ -25,7 +25,7 @@ from experiments.tasks.task import UnreadableData
 from experiments.workdir import DamagedFile
 from peftjax.hub.tensors import AdapterFileError
 from peftjax.models.files import CheckpointError as ModelError
-from peftjax.training.checkpoint import CheckpointError
+from peftjax.training.errors import RunFileError
 from peftjax.training.loop import NonFiniteLoss, Preempted
 
 CHOICES = ("task", "method", "seed")  # the other settings follow from them
@@ -37,12 +37,12 @@ class ConfigError(ValueError):
 
 EXPECTED = (
     AdapterFileError,
-    CheckpointError,
     ConfigError,
     DamagedFile,
     ModelError,
     NonFiniteLoss,
     OSError,
+    RunFileError,
     UnfitSettings,
     UnknownName,
     UnreadableData,

@@ -62,10 +62,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     with _naming(file):
         spm = file.suffix == ".model"
         tokenizer = from_spm(file) if spm else Tokenizer.from_file(str(file))
+        # Lengths belong to the caller, not to what the file was last used with.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         tokenizer.encode(*_PROBE)
-    # Lengths belong to the caller, not to what the file was last used with.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return tokenizer
 
 

@@ -1,14 +1,17 @@
 """DeBERTa's `spm.model`: the ids that SentencePiece itself gives, in DeBERTa's form."""
 
 import json
+import shutil
 
 import pytest
 
 from peftjax.data import tokenizer
+from peftjax.data.errors import DataError
 from tests.helpers.glue_case import sentence
 
 spm = pytest.importorskip("sentencepiece", reason="needs peftjax[text]")
 pytest.importorskip("tokenizers", reason="needs peftjax[text]")
+sentencepiece_model_pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
 
 TEXTS = [
     "the cat sat on the mat",
@@ -97,4 +100,31 @@ def test_files_that_do_not_fit_are_named(folder, tmp_path):
         tokenizer.load_tokenizer(tmp_path)
     train(tmp_path, "unigram", start="<s>")
     with pytest.raises(ValueError, match=r"found no \[CLS\]"):
+        tokenizer.load_tokenizer(tmp_path)
+
+
+def test_files_one_after_the_other_and_cut_files_are_refused(folder, tmp_path):
+    content = (folder / "spm.model").read_bytes()
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(content)
+    damaged = [(content + content, "twice")]
+    cut = sentencepiece_model_pb2.ModelProto()
+    cut.CopyFrom(model)
+    cut.ClearField("normalizer_spec")
+    damaged.append((cut.SerializeToString(), "cut short"))
+    model.trainer_spec.unk_id = 7
+    damaged.append((model.SerializeToString(), "unknown pieces at"))
+    model.trainer_spec.unk_id = 3
+    model.pieces[9].score = float("nan")
+    damaged.append((model.SerializeToString(), "not finite"))
+    for changed, told in damaged:
+        (tmp_path / "spm.model").write_bytes(changed)
+        with pytest.raises(DataError, match=rf"spm\.model: .*{told}"):
+            tokenizer.load_tokenizer(tmp_path)
+
+
+def test_settings_that_are_nested_too_deep(folder, tmp_path):
+    shutil.copy(folder / "spm.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: expected a JSON obj"):
         tokenizer.load_tokenizer(tmp_path)

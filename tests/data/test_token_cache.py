@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from peftjax.data import token_cache
+from peftjax.data import npz, token_cache
 from peftjax.data.errors import DataError
 from peftjax.data.token_cache import Cached, cached
 from peftjax.data.tokenizer import Tokens
@@ -95,6 +95,18 @@ def test_members_that_are_not_what_was_written(file, changes):
     with pytest.raises(DataError, match="delete it, and it is made again") as error:
         read(file)
     assert str(error.value).startswith(str(file)) and len(str(error.value)) < 800
+
+
+def test_nothing_is_allocated_for_a_header_of_8_pib(file, monkeypatch):
+    def read_array(*_, **__):
+        raise AssertionError("an array was read")
+
+    monkeypatch.setattr(npz.npy, "read_array", read_array)
+    rewrite(file, DAMAGE["8 PiB"])
+    with pytest.raises(
+        DataError, match=r"ids: the header says int32 \[1125899906842624"
+    ):
+        read(file)
 
 
 def test_a_fingerprint_that_is_no_object(file):

@@ -1,11 +1,13 @@
 """The model's own tokenizer, and columns of rows of different lengths."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from peftjax.data import tokenizer
+from peftjax.data.errors import DataError
 from peftjax.data.ragged import Ragged
 from tests.helpers.glue_case import sentence, write_tokenizer
 
@@ -52,3 +54,42 @@ def test_a_real_tokenizer():
     assert tokens.ids.tolist() == [101, 7592, 1010, 2088, 999, 102, 1037, 4937, 102]
     assert tokens.types.tolist() == [0] * 6 + [1] * 3
     assert tokenizer.pad_id(loaded) == 0
+
+
+def edited(folder, change):
+    file = write_tokenizer(folder)
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def test_a_file_on_which_the_library_panics_is_named(tmp_path):
+    def unknown_token(document):
+        document["post_processor"]["pair"][0]["SpecialToken"]["id"] = "[CLS]x"
+
+    edited(tmp_path, unknown_token)
+    with pytest.raises(DataError, match=r"tokenizer\.json: not a whole .*Panic"):
+        tokenizer.load_tokenizer(tmp_path)
+
+
+def test_lengths_that_the_file_was_last_used_with_do_not_matter(tmp_path):
+    def short(document):
+        document["truncation"] |= {"max_length": 3, "stride": 2}
+
+    edited(tmp_path, short)
+    loaded = tokenizer.load_tokenizer(tmp_path)
+    assert len(tokenizer.encode(loaded, [["the cat sat"]], 16).ids) == 5
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_is_none_of_the_file(tmp_path, monkeypatch, error):
+    import tokenizers
+
+    write_tokenizer(tmp_path)
+
+    def interrupted(path):
+        raise error
+
+    monkeypatch.setattr(tokenizers.Tokenizer, "from_file", interrupted, raising=False)
+    with pytest.raises(error):
+        tokenizer.load_tokenizer(tmp_path)

@@ -69,6 +69,16 @@ def test_lm_loss_leaves_out_masked_and_ignored_tokens():
     assert float(lm_loss(LOGITS, ids, mask * 0)) == 0.0
 
 
+def test_masked_tokens_have_no_gradient_whatever_their_logits():
+    ids = LABELS.astype(np.int32)
+    mask = (np.arange(24).reshape(4, 6) % 4 > 1).astype(np.int32)
+    predicted = np.pad(mask[:, 1:], ((0, 0), (0, 1)))  # by the position before
+    logits = jnp.where(predicted[..., None] > 0, LOGITS, jnp.nan)
+    gradient = jax.grad(lambda logits: lm_loss(logits, ids, mask))(logits)
+    expected = jax.grad(lambda logits: lm_loss(logits, ids, mask))(LOGITS)
+    np.testing.assert_array_equal(gradient, expected)
+
+
 def test_lm_losses_stand_at_their_targets():
     ids = LABELS.astype(np.int32)
     mask = (np.arange(24).reshape(4, 6) % 4 > 1).astype(np.int32)
