@@ -1,7 +1,7 @@
 """Parameter-efficient fine-tuning for JAX and Flax: an adapter is one formula."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftjax.convert import to_glora, to_lora
 from peftjax.core.affine import NotMergeable
@@ -22,6 +22,9 @@ from peftjax.methods import (
     HydraLoRA,
     LoRA,
 )
+
+if TYPE_CHECKING:
+    from peftjax.nnx import from_nnx, to_nnx
 
 __all__ = [
     "Composition",

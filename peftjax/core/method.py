@@ -12,6 +12,7 @@ import jax.numpy as jnp
 Kind = Literal["dense", "conv", "embedding", "other"]
 AtInit = Literal["exact", "rounding", "none"]
 Params = Mapping[str, jax.Array]
+Key = jax.Array | None
 
 
 @dataclass(frozen=True)

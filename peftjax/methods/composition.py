@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import AtInit, Layer, Method, check_rank, dropout
+from peftjax.core.method import AtInit, Key, Layer, Method, Params, check_rank, dropout
 from peftjax.methods.lora import LoRA
 from peftjax.methods.settings import (
     check_choice,
@@ -123,7 +123,7 @@ class Composition(Method):
         }
         return {**p, "logits": jnp.ones(self.modules)} if self._learned else p
 
-    def mixture(self, p) -> jax.Array:
+    def mixture(self, p: Params) -> jax.Array:
         """Return the weights w, `[N]` float32."""
         if self.weights == "uniform":
             return jnp.full(self.modules, 1 / self.modules)
@@ -135,7 +135,7 @@ class Composition(Method):
         e = jnp.exp(v - jax.lax.stop_gradient(v.max()))
         return e / jax.lax.stop_gradient(e.sum())
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         a, b = p["a"], p["b"]
         weight = jnp.repeat(self.mixture(p) * p["scale"], a.shape[-1]).astype(b.dtype)
         if key is None or not any(self.dropout):

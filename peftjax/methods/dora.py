@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import AtInit, Layer, Method, check_rank, dropout
+from peftjax.core.method import AtInit, Key, Layer, Method, Params, check_rank, dropout
 from peftjax.methods.settings import check_count, check_dropout, check_strength
 
 
@@ -72,7 +72,7 @@ class DoRA(Method):
             "magnitude": jnp.linalg.norm(kernel, axis=0),
         }
 
-    def _norm(self, p, kernel) -> jax.Array:
+    def _norm(self, p: Params, kernel: jax.Array) -> jax.Array:
         """Return ‖V‖ of each column, `[out]` float32."""
         s = self.alpha / self.rank
         a, b, k = (v.astype(jnp.float32) for v in (p["a"], p["b"], kernel))
@@ -81,7 +81,7 @@ class DoRA(Method):
         # A dead unit has K = 0 and m = 0; without the bound it would be 0 / 0.
         return jnp.sqrt(jnp.maximum(squared, jnp.finfo(jnp.float32).tiny))
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         low = dropout(x, self.dropout, key) @ p["a"]
         y = x @ kernel + self.alpha / self.rank * (low @ p["b"])
         return (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 
-from peftjax.core.method import Kind, Layer, Method
+from peftjax.core.method import Key, Kind, Layer, Method, Params
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,5 @@ class Full(Method):
         assert layer.kernel is not None
         return {"value": layer.kernel}
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         return x @ p["value"] + bias

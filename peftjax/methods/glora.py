@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import Layer, Method, check_rank
+from peftjax.core.method import Key, Layer, Method, Params, check_rank
 from peftjax.methods.settings import check_choice, count
 
 Form = Literal["lora", "vector", "constant", "none"]
@@ -171,7 +171,7 @@ class GLoRA(Method):
             )
         }
 
-    def effective(self, p) -> Supports:
+    def effective(self, p: Params) -> Supports:
         """Return the support tensors that the parameters stand for."""
 
         def support(name: str) -> Any:
@@ -185,7 +185,7 @@ class GLoRA(Method):
 
         return Supports(*map(support, "abcde"))
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         s = self.effective(p)
         if self.semantics == "elementwise" or self.a != "lora":
             return generalized(s, x, kernel, bias)

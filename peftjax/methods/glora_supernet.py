@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import Layer, Method
+from peftjax.core.method import Key, Layer, Method, Params
 from peftjax.methods.glora import GLoRA, Supports, generalized
 from peftjax.methods.settings import check_count
 
@@ -77,7 +77,7 @@ class GLoRASupernet(Method):
             "ranks": jnp.full(3, self.rank, jnp.int32),
         }
 
-    def effective(self, p) -> Supports:
+    def effective(self, p: Params) -> Supports:
         """Return the support tensors that the structure selects.
 
         A and B are factors of rank r + 1: the last pair, a column of ones and a row,
@@ -102,7 +102,7 @@ class GLoRASupernet(Method):
         d, e = shared(p["d"], 3), shared(p["e"], 4)
         return Supports(factors("a", 0), factors("b", 1), c, d, e)
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         return generalized(self.effective(p), x, kernel, bias)
 
     def sample(self, key: jax.Array) -> jax.Array:
@@ -139,7 +139,7 @@ class GLoRASupernet(Method):
         forms: list[Any] = [FORMS[code] for code in codes]
         return GLoRA(rank, *forms)
 
-    def to_glora(self, p) -> tuple[GLoRA, dict[str, jax.Array]]:
+    def to_glora(self, p: Params) -> tuple[GLoRA, dict[str, jax.Array]]:
         """Return the fixed method of one layer's structure and its own parameters.
 
         Raises:

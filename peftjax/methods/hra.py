@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
-from peftjax.core.method import AtInit, Layer, Method, Rows, check_rank
+from peftjax.core.method import AtInit, Key, Layer, Method, Params, Rows, check_rank
 from peftjax.methods.settings import check_choice, check_count, check_flag, check_size
 
 _STARTS = ("auto", "pairs", "pairs_hf", "independent", "small", "identity")
@@ -142,14 +142,14 @@ class HRA(Method):
         bound = sqrt(6 / (r * (1 + self.eps**-2))) if small else 1 / sqrt(r)
         return {"u": jax.random.uniform(key, (width, r), minval=-bound, maxval=bound)}
 
-    def _unit(self, p) -> jax.Array:
+    def _unit(self, p: Params) -> jax.Array:
         """Return the columns `u_i`, or Q, `[width, r]` float32."""
         v = p["u"].astype(jnp.float32)
         if self.orthogonal:
             return _orthonormal(v)
         return _unit(v, self.eps)
 
-    def penalty(self, p) -> jax.Array | float:
+    def penalty(self, p: Params) -> jax.Array | float:
         if self.penalty_weight == 0:
             return 0.0
         v = p["u"].astype(jnp.float32)
@@ -166,7 +166,7 @@ class HRA(Method):
             return 2 * rows
         return _substitute(u.T @ u) @ rows
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         u = self._unit(p)
         if self.side == "output":
             z = x @ kernel
@@ -184,7 +184,7 @@ class HRA(Method):
             x @ kernel - (x @ u.astype(kernel.dtype)) @ low.astype(kernel.dtype) + bias
         )
 
-    def unmerge(self, p, kernel: jax.Array) -> jax.Array:
+    def unmerge(self, p: Params, kernel: jax.Array) -> jax.Array:
         """Return K from the merged `K' [in, out]`.
 
         `(I - U Tᵀ Uᵀ)⁻¹ = I + U (T⁻ᵀ - UᵀU)⁻¹ Uᵀ`: the chain in reverse order, exact

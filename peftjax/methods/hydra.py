@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import Layer, Method, check_rank, dropout
+from peftjax.core.method import Key, Layer, Method, Params, check_rank, dropout
 from peftjax.methods.settings import (
     check_choice,
     check_count,
@@ -118,14 +118,14 @@ class Hydra(Method):
         bound = sqrt(6 / (fan_in + rank)) if xavier else 1 / sqrt(fan_in)
         return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
-    def _branch(self, p, name: str, x, key):
+    def _branch(self, p: Params, name: str, x: Any, key: Key):
         bias = (
             (p[f"{name}_a_bias"], p[f"{name}_b_bias"]) if self.branch_bias else (0, 0)
         )
         low = dropout(x @ p[f"{name}_a"] + bias[0], self.dropout, key)
         return low @ p[f"{name}_b"] + bias[1]
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         par_key, seq_key = (None, None) if key is None else jax.random.split(key)
         z = x @ kernel + bias
         delta = 0.0

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core.method import Layer, Method, check_rank, dropout
+from peftjax.core.method import Key, Layer, Method, Params, check_rank, dropout
 from peftjax.methods.settings import (
     check_choice,
     check_count,
@@ -111,7 +111,7 @@ class HydraLoRA(Method):
             "router": kaiming(key_router, read, self.heads),
         }
 
-    def gates(self, p, x) -> jax.Array:
+    def gates(self, p: Params, x: Any) -> jax.Array:
         """Return `g [..., N]`, float32, for activations `x [..., in]`.
 
         Their mean over given data is what `peft.merge(..., gates=...)` may take.
@@ -120,7 +120,7 @@ class HydraLoRA(Method):
             x = x @ p["a"]
         return jax.nn.softmax((x @ p["router"]).astype(jnp.float32), axis=-1)
 
-    def _low(self, p, x, key):
+    def _low(self, p: Params, x: Any, key: Key):
         """Return x A, `[..., 1, r]`, or `[..., N, r]` under one mask for each head."""
         if key is None or not self.dropout_per_head:
             return (dropout(x, self.dropout, key) @ p["a"])[..., None, :]
@@ -128,7 +128,16 @@ class HydraLoRA(Method):
         low = [dropout(x, self.dropout, key) @ p["a"] for key in keys]
         return jnp.stack(low, axis=-2)
 
-    def formula(self, p, x, kernel, bias, *, key=None, gates=None):
+    def formula(
+        self,
+        p: Params,
+        x: Any,
+        kernel: Any,
+        bias: Any,
+        *,
+        key: Key = None,
+        gates: jax.Array | None = None,
+    ):
         low, b = self._low(p, x, key), p["b"]
         if gates is not None:
             low = gates.astype(low.dtype)[:, None] * low

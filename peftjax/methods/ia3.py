@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import Layer, Method, Rows
+from peftjax.core.method import Key, Layer, Method, Params, Rows
 from peftjax.methods.settings import check_choice
 
 
@@ -51,7 +51,7 @@ class IA3(Method):
     def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
         return {"scale": jnp.ones(self.count(layer))}
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         if self.side == "output":
             return (x @ kernel + bias) * p["scale"]
         # The rows of a convolution's kernel run over (kh, kw, c_in).

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import Layer, Method, check_rank, dropout
+from peftjax.core.method import Key, Layer, Method, Params, check_rank, dropout
 from peftjax.methods.settings import (
     check_count,
     check_dropout,
@@ -72,6 +73,6 @@ class LoRA(Method):
         a = jax.random.uniform(key, shape_a, minval=-bound, maxval=bound)
         return {"a": a, "b": jnp.zeros(shape_b)}
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         low = dropout(x, self.dropout, key) @ p["a"]
         return x @ kernel + bias + self.scale * (low @ p["b"])

@@ -8,13 +8,13 @@ Scalable", arXiv 2506.19847.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peftjax.core.method import AtInit, Layer, Method, Rows
+from peftjax.core.method import AtInit, Key, Layer, Method, Params, Rows
 from peftjax.methods.settings import check_count, check_flag
 
 
@@ -74,7 +74,7 @@ class OFT(Method):
         blocks = 1 if self.share else layer.d_in // self.block
         return {"r": jnp.zeros((blocks, self.block * (self.block - 1) // 2))}
 
-    def rotations(self, p) -> jax.Array:
+    def rotations(self, p: Params) -> jax.Array:
         """Return `R [n, block, block]`, float32."""
         rows, columns = np.triu_indices(self.block, 1)
         r = p["r"].astype(jnp.float32)
@@ -87,7 +87,7 @@ class OFT(Method):
         q2 = q @ q
         return eye + 2 * (q + q2 + q2 @ q) + q2 @ q2
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         blocks = kernel.shape[0] // self.block
         r = self.rotations(p).astype(kernel.dtype)
         r = jnp.broadcast_to(r, (blocks, self.block, self.block))

@@ -7,10 +7,11 @@ Tuning", arXiv 2210.08823.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
-from peftjax.core.method import AtInit, Layer, Method
+from peftjax.core.method import AtInit, Key, Layer, Method, Params
 from peftjax.methods.settings import check_size
 
 
@@ -50,5 +51,5 @@ class SSF(Method):
         noise = self.std * jax.random.normal(key, (2, layer.d_out))
         return {"scale": 1 + noise[0], "shift": noise[1]}
 
-    def formula(self, p, x, kernel, bias, *, key=None):
+    def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         return p["scale"] * (x @ kernel + bias) + p["shift"]
