@@ -55,7 +55,7 @@ def test_null_fields_of_later_versions_are_ignored(copy):
     ("fields", "named"),
     [
         ({"use_quantum": 3, "b_config": {}}, ["b_config = {}", "use_quantum = 3"]),
-        ({"peft_type": "ADALORA"}, ["ADALORA", "LORA, GLORA"]),
+        ({"peft_type": "ADALORA"}, ["ADALORA", "GLORA"]),
         ({"peft_type": ["LORA"]}, ["peft_type"]),
         ({"init_lora_weights": "pissa"}, ["init_lora_weights", "pissa"]),
         ({"lora_bias": True}, ["lora_bias", "false"]),
