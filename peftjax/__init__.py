@@ -20,6 +20,7 @@ from peftjax.methods import (
     GLoRASupernet,
     Hydra,
     HydraLoRA,
+    LoKr,
     LoRA,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "HydraLoRA",
     "IA3",
     "Layer",
+    "LoKr",
     "LoRA",
     "Method",
     "NotMergeable",

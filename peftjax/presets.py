@@ -9,6 +9,7 @@
 | HRA | every linear* | every linear | q, v |
 | OFT | every linear* | every linear* | q, v* |
 | IA3 | output of k, v; input of the second MLP layer | the same | the same |
+| LoKr | every linear | every linear* | every linear* |
 | SSF | every linear and the patches | every linear* | every linear* |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
@@ -33,6 +34,7 @@ from peftjax.methods.hra import HRA
 from peftjax.methods.hydra import Hydra
 from peftjax.methods.hydralora import HydraLoRA
 from peftjax.methods.ia3 import IA3
+from peftjax.methods.lokr import LoKr
 from peftjax.methods.lora import LoRA
 from peftjax.methods.oft import OFT
 from peftjax.methods.ssf import SSF
@@ -48,6 +50,7 @@ _LORA = ("query", "value")
 _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     LoRA: {"": _LORA},
     DoRA: {"": _LORA},
+    LoKr: {"": _EVERY},
     Composition: {"": _LORA},
     Hydra: {"": ("down",), "vit": ("output", "down")},
     HydraLoRA: {"": ("gate", "up", "down")},

@@ -10,6 +10,7 @@ from peftjax.methods.hra import HRA
 from peftjax.methods.hydra import Hydra
 from peftjax.methods.hydralora import HydraLoRA
 from peftjax.methods.ia3 import IA3
+from peftjax.methods.lokr import LoKr
 from peftjax.methods.lora import LoRA
 from peftjax.methods.oft import OFT
 from peftjax.methods.ssf import SSF
@@ -18,6 +19,7 @@ from peftjax.methods.ssf import SSF
 ALL: tuple[type[Method], ...] = (
     LoRA,
     DoRA,
+    LoKr,
     Hydra,
     HydraLoRA,
     GLoRA,

@@ -63,6 +63,7 @@ def adapters():
             r"layers_\d+/attention/(key|value)/kernel": pj.IA3(),
             r"layers_\d+/output/kernel": pj.IA3(side="input"),
         },
+        "bert/lokr": bert(pj.LoKr(rank=2, alpha=5.0)),
         "bert/oft": bert(pj.OFT(block=8)),
         "bert/oft_neumann": bert(pj.OFT(block=4, neumann=True, share=True)),
         "bert/glora": bert(pj.GLoRA(rank=3)),

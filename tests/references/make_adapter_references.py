@@ -64,6 +64,9 @@ ADAPTERS = {
         feedforward_modules=["output.dense"],
         **HEAD,
     ),
+    "bert/lokr": peft.LoKrConfig(
+        r=2, alpha=5, decompose_both=True, rank_pattern={"key": 1}, target_modules=BERT
+    ),
     "bert/oft": peft.OFTConfig(**OFT, target_modules=BERT, bias="oft_only"),
     "bert/oft_blocks": peft.OFTConfig(r=4, oft_block_size=0, target_modules=BERT),
     "bert/glora": peft.GloraConfig(**GLORA, target_modules=BERT, **HEAD),

@@ -38,6 +38,7 @@ from peftjax.methods import (
     GLoRASupernet,
     Hydra,
     HydraLoRA,
+    LoKr,
     LoRA,
 )
 
@@ -225,11 +226,59 @@ def _write_oft(methods: Methods, biased: set[str]) -> dict[str, Any]:
     }
 
 
+_LOKR: dict[str, Field] = {
+    "alpha": NUMBER,
+    "alpha_pattern": table(NUMBER),
+    "decompose_both": FLAG,
+    "decompose_factor": ANY,
+    "init_weights": ANY,
+    "module_dropout": only(0, 0.0),  # LoKr here has none
+    "r": RANK,
+    "rank_dropout": only(0, 0.0),
+    "rank_dropout_scale": ANY,
+    "rank_pattern": table(RANK),
+    "use_effective_conv2d": ANY,
+}
+
+
+def _read_lokr(entry: Entry) -> Method:
+    config, module = entry.config, entry.module
+    return LoKr(
+        pattern_value(config["rank_pattern"], module, config["r"]),
+        float(pattern_value(config["alpha_pattern"], module, config["alpha"])),
+        factor=config["decompose_factor"],
+        decompose_both=config["decompose_both"],
+    )
+
+
+def _lokr_tensors(method: LoKr, layer: Layer) -> dict[str, Tensor]:
+    there = {"w1": "w1", "w1_a": "w1_b", "w1_b": "w1_a"}
+    there |= {"w2": "w2", "w2_a": "w2_b", "w2_b": "w2_a"}
+    return {
+        name: Tensor(f"lokr_{there[name]}", shape[::-1], flip=True)
+        for name, shape in method.shapes(layer).items()
+    }
+
+
+def _write_lokr(methods: Methods, biased: set[str]) -> dict[str, Any]:
+    rank, rank_pattern = _patterns({m: method.rank for m, method in methods.items()})
+    alpha, alpha_pattern = _patterns({m: method.alpha for m, method in methods.items()})
+    return {
+        "r": rank,
+        "alpha": alpha,
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+        "decompose_factor": uniform(methods, "factor"),
+        "decompose_both": uniform(methods, "decompose_both"),
+    }
+
+
 # HRA, IA3 and OFT there leave embeddings out or adapt their columns; OFT's blocks on a
 # convolution run over another order of its window.
 CODECS: dict[type[Method], Codec | str] = {
     LoRA: Codec("LORA", _EVERY, _LORA, _read_lora, _lora_tensors, _write_lora),
     DoRA: Codec("LORA", _EVERY, _LORA, _read_lora, _dora_tensors, _write_lora),
+    LoKr: Codec("LOKR", ("dense",), _LOKR, _read_lokr, _lokr_tensors, _write_lokr),
     Hydra: "it has no branch that reads a layer's output",
     HydraLoRA: "it has no router over heads that share one A",
     GLoRA: glora.CODEC,
