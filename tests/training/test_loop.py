@@ -407,7 +407,7 @@ def test_a_metrics_file_is_cut_where_the_run_goes_on(tmp_path):
     assert len(read_metrics(path)) == 2
     for content, what in (
         (b"\x1f\x8b\x08", "not JSON"),
-        (b'{"step": 3}\n{"step": 2}\n', "2 after 3"),
+        (b'{"step": 3}\n{"step": 2}\n', "of 3 or more, found 2"),
     ):
         (tmp_path / "other.jsonl").write_bytes(content)
         with pytest.raises(RunFileError, match=rf"other\.jsonl.*{what}"):
