@@ -26,7 +26,7 @@ from experiments.records import digest, settings
 from experiments.run import ProgramCache, Run
 from experiments.workdir import DamagedFile
 from peftjax import storage
-from peftjax.training.metrics import read_metrics
+from peftjax.training.metrics import read_lines
 
 
 def score(config: ConfigDict, cache: ProgramCache | None = None) -> float:
@@ -43,7 +43,7 @@ def score(config: ConfigDict, cache: ProgramCache | None = None) -> float:
 
 def read(file: Path) -> dict[str, Any]:
     """Return the lines of the file by their key; a last one cut short is left out."""
-    lines = read_metrics(file) if file.exists() else []
+    lines = read_lines(file) if file.exists() else []
     try:
         return {line["key"]: {**line, "score": line["score"]} for line in lines}
     except (KeyError, TypeError) as error:

@@ -22,6 +22,11 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
 
@@ -44,7 +49,7 @@ class Npz:
             with file.open(info) as stream:
                 header = _header(stream)
                 size = info.file_size - stream.tell()
-            if math.prod(header.shape) * header.dtype.itemsize != size:
+            if header.nbytes != size:
                 raise DataError(
                     f"{path}: {name}: the header says {header}, and there are {size} "
                     "bytes"

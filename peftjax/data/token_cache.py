@@ -19,6 +19,7 @@ from peftjax.data.tokenizer import Tokens
 # Of the file's layout: an entry of another one is not found, and made anew.
 _LAYOUT = 2
 _DTYPES = {"ids": "i4", "types": "i1", "starts": "i8", "labels": "i4 f4"}
+_TEXTS = ("fingerprint", "sha256")
 
 
 class Cached(NamedTuple):
@@ -68,16 +69,24 @@ def _write(path: Path, entry: Cached) -> None:
 
 def _read(path: Path) -> Cached:
     with open_npz(path) as file:
-        expected = {*_DTYPES, "fingerprint", "sha256"}
+        expected = {*_DTYPES, *_TEXTS}
         if file.headers.keys() != expected:
             raise DataError(
                 f"{path}: expected the arrays {', '.join(sorted(expected))}, found "
                 f"{', '.join(sorted(file.headers))}"
             )
-        for name, kinds in _DTYPES.items():
-            header = file.headers[name]
-            if header.dtype not in kinds.split() or len(header.shape) != 1:
-                raise DataError(f"{path}: {name}: expected {kinds} [N], found {header}")
+        for name, header in file.headers.items():
+            if name in _TEXTS:
+                fits, wanted = header.dtype.kind == "U" and not header.shape, "a text"
+            else:
+                wanted = _DTYPES[name]
+                fits = header.dtype in wanted.split() and len(header.shape) == 1
+            if not fits:
+                raise DataError(f"{path}: {name}: expected {wanted}, found {header}")
+        if sum(header.nbytes for header in file.headers.values()) > path.stat().st_size:
+            raise DataError(
+                f"{path}: expected arrays as they are, found compressed ones"
+            )
         arrays = {name: file[name] for name in file.headers}
     if arrays.pop("sha256").tolist() != _digest(arrays):
         raise DataError(f"{path}: the arrays are not those that were written")

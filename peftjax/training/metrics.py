@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -15,9 +14,6 @@ from typing import Any
 from peftjax import storage
 from peftjax.errors import brief
 from peftjax.training.errors import RunFileError
-
-# What every line begins with; of one that was cut short perhaps not even that is left.
-_BEGIN = b'{"step": '
 
 
 class MetricsFile:
@@ -49,8 +45,28 @@ class MetricsFile:
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the records of a metrics file; a last line cut short is left out.
 
-    Every record has a `"step"`, an integer; the rest are numbers, and objects of
-    numbers, of which only the latter may be NaN (a score that is not defined).
+    Every record has a `"step"`, an integer, and no step is before the one above; the
+    rest are numbers, and objects of numbers, of which only the latter may be NaN (a
+    score that is not defined).
+
+    Raises:
+        RunFileError: anything else is in the file.
+    """
+    records, last = read_lines(path), 0
+    for number, record in enumerate(records, start=1):
+        where, step = f"{path}, line {number}", record.get("step")
+        if type(step) is not int or step < last:
+            raise RunFileError(
+                f'{where}: expected a "step" of {last} or more, found {step!r:.80}'
+            )
+        last = step
+        for name, value in record.items():
+            _check_numbers(f"{where}: {name!r:.80}", value)
+    return records
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines; a last one cut short is left out.
 
     Raises:
         RunFileError: anything else is in the file.
@@ -60,15 +76,9 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     except OSError as error:
         raise RunFileError(f"{path}: not read ({brief(error)})") from error
     records = [_record(f"{path}, line {i}", x) for i, x in enumerate(lines, start=1)]
-    begun = cut[: len(_BEGIN)] == _BEGIN[: len(cut)]
+    begun = cut[:2] == b'{"'[: len(cut)]
     with contextlib.suppress(RunFileError) if begun else contextlib.nullcontext():
         records += [_record(f"{path}, line {len(lines) + 1}", cut)] if cut else []
-    for one, after in itertools.pairwise(records):
-        if after["step"] < one["step"]:
-            raise RunFileError(
-                f"{path}: expected steps in order, found {after['step']} after "
-                f"{one['step']}"
-            )
     return records
 
 
@@ -77,18 +87,19 @@ def _record(where: str, line: bytes) -> dict[str, Any]:
         record = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         raise RunFileError(f"{where}: not JSON ({brief(error)})") from error
-    step = record.get("step") if isinstance(record, dict) else None
-    if type(step) is not int or step < 0:
-        raise RunFileError(f'{where}: expected an object with a "step", found {step}')
-    for name, value in record.items():
-        scores = isinstance(value, dict)
-        numbers = all(map(_is_number, value.values() if scores else [value]))
-        if not numbers or not (scores or math.isfinite(value)):
-            raise RunFileError(
-                f"{where}: {name!r:.80}: expected a finite number, or an object of "
-                f"numbers, found {value!r:.80}"
-            )
+    if not isinstance(record, dict):
+        raise RunFileError(f"{where}: expected an object, found {record!r:.80}")
     return record
+
+
+def _check_numbers(where: str, value: Any) -> None:
+    scores = isinstance(value, dict)
+    numbers = all(map(_is_number, value.values() if scores else [value]))
+    if not numbers or not (scores or math.isfinite(value)):
+        raise RunFileError(
+            f"{where}: expected a finite number, or an object of numbers, found "
+            f"{value!r:.80}"
+        )
 
 
 def _is_number(value: Any) -> bool:

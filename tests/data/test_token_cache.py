@@ -109,6 +109,17 @@ def test_nothing_is_allocated_for_a_header_of_8_pib(file, monkeypatch):
         read(file)
 
 
+def test_an_array_that_grows_when_read_is_refused(file):
+    arrays = {**TOKENS._asdict(), "labels": ENTRY.labels}
+    arrays |= {"ids": np.zeros(10**7, "i4"), "fingerprint": np.array("{}")}
+    np.savez_compressed(file, **arrays, sha256=np.array("0"))
+    with pytest.raises(DataError, match="found compressed ones"):
+        read(file)
+    np.savez(file, **(arrays | {"fingerprint": np.full((9, 9), "x")}), sha256="0")
+    with pytest.raises(DataError, match="fingerprint: expected a text, found <U1"):
+        read(file)
+
+
 def test_a_fingerprint_that_is_no_object(file):
     for text in ("[" * 100_000, "[1]", "{"):
         arrays = {**TOKENS._asdict(), "labels": ENTRY.labels}
