@@ -22,7 +22,7 @@ NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid")
 # Of the paths, those that do: other weights.
 WEIGHTS = ("model", "package", "start")
 NAMES = ("name", "task", "method", "seed")
-LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "optax")
+LIBRARIES = ("flax", "grain", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
 
 
 def plain(value: Any) -> Any:

@@ -119,7 +119,7 @@ class TensorBoard:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "TensorBoard needs tensorboardX: pip install 'peftjax[tensorboard]'"
+                "TensorBoard needs tensorboardX: pip install 'peftjax[train]'"
             ) from error
         self._writer = SummaryWriter(str(directory), purge_step=after + 1)
 
