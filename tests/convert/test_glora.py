@@ -8,6 +8,8 @@ from peftjax.models.vit import ViT
 from peftjax.testing import error
 from tests.helpers import supernet_case
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def supernet():

@@ -8,6 +8,8 @@ import pytest
 import peftjax as pj
 from peftjax.testing import error, linen_case, perturb
 
+pytestmark = pytest.mark.slow
+
 METHODS = {
     "lora": pj.LoRA(rank=4, alpha=7.0),
     "hydra": pj.Hydra(rank=2, branch_bias=True),

@@ -13,6 +13,8 @@ import pytest
 import peftjax as pj
 from peftjax.models.vit import ViT
 
+pytestmark = pytest.mark.slow
+
 RULES = r"blocks(_\d+)?/(attn/(qkv|proj)|mlp/fc\d)/kernel"
 # Newer XLA needs less for the bound and as much for a step: measured 1.64 for LoRA.
 SLACK = 1.0 if jax.__version_info__ < (0, 11) else 1.14

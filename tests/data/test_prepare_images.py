@@ -10,6 +10,8 @@ from experiments import prepare_data
 from peftjax.data import image_files, images, source
 from tests.helpers.no_tensorflow import files, no_tensorflow  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs peftjax[data]")
 
 

@@ -11,6 +11,8 @@ from experiments.table.__main__ import main
 from peftjax.data import vtab
 from tests.helpers.config_case import DEBERTA, ROBERTA, VIT, get, tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "method", "size", "verdict"),

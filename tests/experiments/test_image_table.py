@@ -21,6 +21,8 @@ from peftjax.data import image_files, images
 from peftjax.models.files import CheckpointError
 from peftjax.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"train": 800, "val": 200, "test": 30}
 CLASSES = {"caltech101": 4, "cifar10": 3, "mnist": 3, "eurosat5": 2}
 SMALL = {

@@ -11,6 +11,8 @@ from PIL import Image
 from experiments.finetune import main
 from experiments.table.__main__ import main as table
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "configs" / "examples"
 MODELS = ROOT / "tests" / "files" / "models"

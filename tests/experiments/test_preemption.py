@@ -13,6 +13,8 @@ from experiments.preemption import RESUME_ME, Stopped, stop_on_signals
 from experiments.table.__main__ import main as fill
 from experiments.tasks import digits
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     **{"model.depth": 1, "model.width": 16, "model.num_heads": 2, "model.mlp_dim": 32},

@@ -22,6 +22,8 @@ from peftjax.hub.tensors import load_tree
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "model.depth": 1,
     "model.width": 16,

@@ -22,6 +22,8 @@ from peftjax.search import Candidate
 from peftjax.training.loop import Preempted
 from tests.experiments.test_quickstart import SMALL
 
+pytestmark = pytest.mark.slow
+
 FEW = {
     "population": 6,
     "generations": 2,

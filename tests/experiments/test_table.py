@@ -21,6 +21,8 @@ from experiments.tasks.task import Data
 from experiments.workdir import RunFolder
 from peftjax.training.loop import NonFiniteLoss
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 DONE = re.compile(r"digits, \w+, seed \d: accuracy")
 SMALL = {

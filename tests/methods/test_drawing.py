@@ -6,6 +6,8 @@ import pytest
 
 from tests.helpers import supernet_case
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def supernet():

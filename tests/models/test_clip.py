@@ -33,6 +33,8 @@ from tests.helpers.model_cases import (
     run,
 )
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ["cat", "big dog", "boat"]
 TEMPLATES = ("a photo of a {}.", "{}, a drawing")
 NAMES = ["clip", "clip_gelu"]

@@ -12,6 +12,8 @@ from peftjax.models.layers import stack_layers
 from peftjax.presets import rules
 from tests.helpers.model_cases import MODELS, close
 
+pytestmark = pytest.mark.slow
+
 FIRST = {
     "query": pj.LoRA(rank=2, alpha=3.0),
     "key": pj.DoRA(rank=2, alpha=3.0),

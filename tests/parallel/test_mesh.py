@@ -47,6 +47,8 @@ from tests.helpers.training_case import (
     start,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def one():

@@ -11,6 +11,8 @@ from peftjax.search import Space, evolve, make_score
 from peftjax.testing import perturb
 from tests.search.test_space import every, small
 
+pytestmark = pytest.mark.slow
+
 LABELS = np.array([0, 1, 2, 0])
 
 

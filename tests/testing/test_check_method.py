@@ -12,6 +12,8 @@ from peftjax.core.method import Method
 from peftjax.methods import ALL
 from tests.methods.test_every_method import checked
 
+pytestmark = pytest.mark.slow
+
 # Plain LoRA is the example in the docstring of check_method.
 METHODS = [one for method in ALL for one in checked(method)]
 

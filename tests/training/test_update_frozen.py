@@ -19,6 +19,8 @@ from peftjax.training.state import create_state
 from peftjax.training.step import make_step
 from tests.helpers.training_case import Block, Net, arrays, loss
 
+pytestmark = pytest.mark.slow
+
 OPTIMIZER = make_optimizer("sgd", 0.1, clip=1e-3)
 SUPERNET = {r"blocks.*/fc1/kernel": pj.GLoRASupernet(rank=2), "head/.*": pj.Full()}
 
