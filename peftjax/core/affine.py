@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from peftjax.core.axes import wide
 from peftjax.core.jaxpr import (
     JIT,
     REMAT,
@@ -109,7 +110,7 @@ def merge_layer(
 def _widen(value: Any) -> Any:
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return value
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return value.astype(wide(value.dtype))
 
 
 class _NotAffine(Exception):

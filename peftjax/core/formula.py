@@ -156,6 +156,9 @@ def _on_rows(site: Site, formula: Formula, x: Rows, p: Any, kernel: Any) -> jax.
     try:
         return formula(x, p, kernel)
     except (TypeError, AttributeError) as error:
+        # Python and JAX name the type of what they cannot use
+        if type(x).__name__ not in str(error):
+            raise
         raise TypeError(
             f"{site.path}: on a {site.kind} layer the formula of {site.method} may use "
             f"x only as `x @ M`; it failed with: {error}. Write it so, or leave "

@@ -255,8 +255,10 @@ class Rules:
             )
         spec = eqn.params["dimension_numbers"]
         out_axis, *in_axes = spec.rhs_spec
-        d_in = axes.group([weight.view[axis] for axis in in_axes])
-        window = tuple(eqn.invars[1].aval.shape[axis] for axis in in_axes[1:])
+        channels, *spatial = in_axes
+        # rows run over (kh, kw, c_in), however the kernel is stored
+        d_in = axes.group([weight.view[i] for i in (*spatial, channels)], True)
+        window = tuple(eqn.invars[1].aval.shape[axis] for axis in spatial)
         out = weight.view[out_axis]
         rows = partial(ConvInput, x, eqn, weight)
         places = [spec.out_spec[1]]

@@ -123,7 +123,8 @@ def _full(site: Site) -> Site:
             f"{site.path}: Full() cannot train a leaf of dtype {site.dtype}; expected "
             "a floating dtype"
         )
-    return replace(site, trainable=prod(site.shape))
+    arrays = (("value", site.shape),)
+    return replace(site, trainable=prod(site.shape), arrays=arrays)
 
 
 def _layer(site: Site, found: Planner, leaves: Leaves, examples: int) -> Site:
@@ -255,7 +256,7 @@ def _must_merge(site: Site, how: str) -> None:
     """Raise where a site that has to be merged, or transposed, cannot be."""
     try:
         _merged(site)
-    except ValueError as error:
+    except NotMergeable as error:
         raise ValueError(
             f"{site.path}: this use of the weight needs the {how} form "
             f"({site.reason or 'tied output layer'}), which does not exist: {error}"
@@ -264,6 +265,12 @@ def _must_merge(site: Site, how: str) -> None:
 
 def _counted(site: Site, uses: Sequence[Use], examples: int) -> Site:
     p, _ = abstract(site)
+    for kind in ("frozen", "float32", "shared"):
+        if unknown := sorted(set(getattr(site.method, kind)) - set(p)):
+            raise ValueError(
+                f"{site.path}: {type(site.method).__name__}.{kind} names {unknown}, "
+                f"which init does not make; expected names among {sorted(p)}"
+            )
     untrained = {*site.method.frozen, *site.method.shared}
     trained = [value for name, value in p.items() if name not in untrained]
     added = 0
