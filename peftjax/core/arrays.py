@@ -190,7 +190,7 @@ def shared_shapes(sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
 
 
 def check_adapters(
-    sites: Sequence[Site], adapters: Adapters, given: Mapping[str, Given]
+    sites: Sequence[Site], adapters: Any, given: Mapping[str, Given]
 ) -> None:
     """Raise unless adapters have the planned paths, names, shapes and kinds of number.
 
@@ -198,9 +198,8 @@ def check_adapters(
         TypeError: not a tree of arrays.
         ValueError: anything else.
     """
-    if not isinstance(adapters, Mapping) or not all(
-        isinstance(p, Mapping) for p in adapters.values()
-    ):
+    tree = isinstance(adapters, Mapping)
+    if not tree or not all(isinstance(p, Mapping) for p in adapters.values()):
         kind = type(adapters).__name__
         raise TypeError(f"adapters: expected {{path: {{name: array}}}}, found {kind}")
     shared = shared_shapes(sites)

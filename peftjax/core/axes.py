@@ -126,7 +126,7 @@ def _order(view: View, groups: Sequence[Axis]) -> tuple[list[int], list[int]]:
 
 
 def arrange(array: jax.Array, view: View, groups: Sequence[Axis]) -> jax.Array:
-    """Bring an array with this view into one axis per group, in the order of its atoms."""
+    """Bring an array with this view into one axis per group, its atoms in order."""
     sizes, permutation = _order(view, groups)
     split = jnp.reshape(array, sizes)
     if permutation != list(range(len(sizes))):

@@ -167,3 +167,22 @@ def _decides_nothing(pattern: str, hits: list[str], paths: Sequence[str]) -> str
         f"rule {pattern!r} matches no parameter. A pattern must match the whole path. "
         f"Nearest of {len(paths)} paths:\n  {near}"
     )
+
+
+def refuse_dead(
+    names: Sequence[str | None],
+    live: Sequence[bool],
+    chosen: Mapping[str, tuple[str, Method]],
+) -> None:
+    """Raise ValueError where a rule decides a parameter on which no output depends."""
+    dead: dict[str, list[str]] = {}
+    for name, used in zip(names, live):
+        if name is not None and name in chosen and not used:
+            dead.setdefault(chosen[name][0], []).append(name)
+    if dead:
+        found = "\n  ".join(f"rule {r!r}: {', '.join(p)}" for r, p in dead.items())
+        raise ValueError(
+            "no output of this call depends on these parameters, so that adapters on "
+            f"them could not train:\n  {found}\nNarrow the rules, or plan with "
+            "arguments under which the model uses them"
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -14,12 +15,11 @@ import jax.numpy as jnp
 from peftjax.core import arrays, cost, paths
 from peftjax.core.bank import apply_rows
 from peftjax.core.gates import mean_gates
-from peftjax.core.jaxpr import Call
-from peftjax.core.liveness import live_inputs
+from peftjax.core.jaxpr import Call, live_inputs
 from peftjax.core.merge import merge_leaves
 from peftjax.core.method import Method
 from peftjax.core.plan import plan
-from peftjax.core.run import run
+from peftjax.core.run import rehearse, run
 from peftjax.core.site import Adapters, Given, Leaves, Site
 
 
@@ -74,7 +74,7 @@ def adapt(
     known = Leaves(tuple(names), avals)
     call = Call.of(apply_fn, structure, example_args, example_kwargs)
     jaxpr, _ = call.trace(avals)
-    _refuse_dead(jaxpr, names, chosen)
+    paths.refuse_dead(names, live_inputs(jaxpr), chosen)
     methods = {path: method for path, (_, method) in chosen.items()}
     sites = plan(jaxpr, known, methods, call.examples, flatten)
     arrays.shared_shapes(sites)
@@ -85,37 +85,23 @@ def adapt(
             + "\n  ".join(slow)
         )
     peft = Peft(apply_fn, read, sites, known, structure, variables)
-    _check_formulas(peft, jaxpr, call)
-    return peft
-
-
-def _refuse_dead(
-    jaxpr: Any, names: list[str | None], chosen: Mapping[str, tuple[str, Method]]
-) -> None:
-    """Raise ValueError where a rule decides a parameter on which no output depends."""
-    live = live_inputs(jaxpr)
-    dead: dict[str, list[str]] = {}
-    for name, used in zip(names, live):
-        if name in chosen and not used:
-            dead.setdefault(chosen[name][0], []).append(name)
-    if dead:
-        found = "\n  ".join(f"rule {r!r}: {', '.join(p)}" for r, p in dead.items())
-        raise ValueError(
-            "no output of this call depends on these parameters, so that adapters on "
-            f"them could not train:\n  {found}\nNarrow the rules, or plan with "
-            "arguments under which the model uses them"
+    if rounded := rehearse(jaxpr, sites, avals, call.dynamic):
+        (path, why), *others = rounded.items()
+        warnings.warn(
+            f"{path} ({why}) and {len(others)} other sites form a merged weight in a "
+            "type narrower than float32, which loses small updates; store these "
+            "weights in float32",
+            stacklevel=2,
         )
+        sites = tuple(_noted(site, rounded.get(site.path)) for site in sites)
+    return replace(peft, sites=sites)
 
 
-def _check_formulas(peft: Peft, jaxpr: Any, call: Call) -> None:
-    """Run the plan without arrays, so that a bad formula fails early."""
-
-    def execute(key: jax.Array, leaves: Any, dynamic: Any) -> Any:
-        adapters = arrays.fresh(peft.sites, leaves, key)
-        return run(jaxpr, peft.sites, leaves, dynamic, adapters, {}, None)
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jax.eval_shape(execute, key, list(peft.leaves.avals), call.dynamic)
+def _noted(site: Site, why: str | None) -> Site:
+    if why is None:
+        return site
+    note = f"small updates are lost where the merged weight is rounded ({why})"
+    return replace(site, notes=(*site.notes, note))
 
 
 @dataclass(frozen=True, repr=False)

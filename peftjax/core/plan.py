@@ -59,8 +59,8 @@ class Planner(Rules):
     def has_members(self, leaf: Leaf) -> bool:
         return True
 
-    def scan(self, step: Any, carry: Any, xs: Any, length: int, **_: Any) -> Any:
-        outside, self._loops = self._loops, self._loops * length
+    def scan(self, token: Any, step: Any, carry: Any, xs: Any, **options: Any) -> Any:
+        outside, self._loops = self._loops, self._loops * options["length"]
         results = step(carry, xs)
         self._loops = outside
         return results
@@ -136,6 +136,8 @@ def _layer(site: Site, found: Planner, leaves: Leaves, examples: int) -> Site:
         )
     uses = found.uses.get(site.index, [])
     site, odd = _canonical(site, uses)
+    if any(use.scaled for use in uses) and _adds_constant(site):
+        odd = [*odd, "scaled, and the formula adds a constant"]
     reasons = [*dict.fromkeys(found.opaque.get(site.index, [])), *odd]
     site = replace(site, fast=not reasons, reason="; ".join(reasons))
     _check(site)
@@ -184,7 +186,8 @@ def _check(site: Site) -> None:
     if site.quantised and not site.fast:
         raise ValueError(
             f"{site.path}: the weight is quantised ({site.dtype}) and {site.reason}; "
-            "it can be adapted only where its dequantised form meets a matrix product"
+            "only a weight that is multiplied by its scale before its use can be "
+            "adapted. Scale it first, store it in floats, or leave it out of the rules"
         )
     site.method.check(site.layer())
 
