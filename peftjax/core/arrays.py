@@ -59,7 +59,7 @@ def _fresh(site: Site, key: jax.Array, index: int, kernel: Any) -> dict[str, jax
     """Return fresh arrays of one site, stacked layers included, float32."""
     if site.method.replaces:
         # a copy, lest donating the adapters takes the model's own buffers
-        return {"value": jnp.array(kernel, wide(site.dtype), copy=True)}
+        return {"value": jnp.array(kernel, wide(kernel.dtype), copy=True)}
 
     def layer(key: jax.Array, kernel: jax.Array | None = None) -> dict[str, jax.Array]:
         return site.method.init(key, site.layer(kernel))
@@ -126,7 +126,7 @@ def replaced(
         if not site.method.replaces:
             continue
         own = of_site(site, adapters, given)
-        value = own.params["value"].astype(site.dtype)
+        value = own.params["value"].astype(leaves[site.index].dtype)
         if own.is_base is not None:
             value = jnp.where(own.is_base, leaves[site.index], value)
         values[site.index] = value

@@ -171,8 +171,9 @@ def _in_wider_type(formula: Formula, preferred: Any, *inputs: Any) -> jax.Array:
 
     def plain(eqn: Any, values: list[Any]) -> list[Any]:
         # what is not on this list keeps its type: it may not exist in a wider one
-        if eqn.primitive.name in ("dot_general", *_ELEMENTWISE):
-            wide = jnp.result_type(*(v for v in values if _floating(v)))
+        floats = [value for value in values if _floating(value)]
+        if floats and eqn.primitive.name in ("dot_general", *_ELEMENTWISE):
+            wide = jnp.result_type(*floats)
             values = [jnp.asarray(v, wide) if _floating(v) else v for v in values]
             params = dict(eqn.params)
             if eqn.primitive.name == "dot_general":

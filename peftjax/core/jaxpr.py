@@ -37,6 +37,12 @@ def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(single, ()))(*inputs.values())
 
 
+def rebound(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Evaluate one equation on arrays of other types than its own."""
+    found = eqn.primitive.bind(*values, **eqn.params)
+    return list(found) if eqn.primitive.multiple_results else [found]
+
+
 def walk(
     jaxpr: Any,
     values: Sequence[Any],

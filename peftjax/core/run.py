@@ -15,7 +15,7 @@ from jax import lax
 from peftjax.core import arrays
 from peftjax.core.affine import JOINTLY
 from peftjax.core.axes import arrange, shape, whole
-from peftjax.core.jaxpr import evaluate
+from peftjax.core.jaxpr import rebound
 from peftjax.core.lift import Rules
 from peftjax.core.merge import merge_leaves, merge_used
 from peftjax.core.site import Adapters, Given, Site
@@ -202,52 +202,62 @@ class Runner(Rules):
         return super()._unknown(eqn, operands) if found is None else found
 
 
-# what only changes the type, or what is known of it
-_KEPT = ("convert_element_type", "reduce_precision", "stop_gradient")
 _SUMS = ("add", "add_any", "sub")
 _PRODUCTS = ("conv_general_dilated", "dot_general")
+_TYPES = ("convert_element_type", "reduce_precision", "stop_gradient")
+_SMOOTH = (
+    "abs add cbrt clamp cos div erf exp exp2 expm1 integer_pow log log1p logistic max "
+    "min mul neg pow reduce_max reduce_min reduce_sum rsqrt sin sqrt square sub tanh"
+).split()
 
 
 def _through(eqn: Any, operands: list[Any], places: list[int]) -> list[Any] | None:
-    """Apply what is linear in merged weights to their parts, or return None."""
+    """Apply an operation to both parts of merged weights, or return None."""
     name, first, out = eqn.primitive.name, operands[places[0]], eqn.outvars[0].aval
-    linear = range(len(operands))[JOINTLY.get(name, slice(0))]
-    if name == "mul" or name in _PRODUCTS:
-        linear = places if len(places) == 1 else ()
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        return None
-    if name in _KEPT:
-        return [replace(first, value=evaluate(eqn, [first.value])[0])]
-    if not set(places) <= set(linear):
-        return None
+    merged = [operands[i] for i in places]
+    curved = any(symbol.curved for symbol in merged)
+    dtype = first.delta.dtype
 
     def each(part: Callable[[Merged], Any], other: Callable[[int, Any], Any]) -> Any:
         pairs = enumerate(operands)
-        return evaluate(
-            eqn, [part(o) if i in places else other(i, o) for i, o in pairs]
-        )
+        return rebound(eqn, [part(o) if i in places else other(i, o) for i, o in pairs])
 
-    def cast(dtype: Any, value: Any) -> Any:
+    def wide(i: int, value: Any) -> Any:
         floating = jnp.issubdtype(jnp.result_type(value), jnp.floating)
         return jnp.asarray(value, dtype) if floating else value
 
+    def kept(i: int, value: Any) -> Any:
+        return value
+
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        return None
     if first.is_bias and name in _SUMS:
-        found = each(lambda merged: merged.sum, lambda i, o: cast(first.delta.dtype, o))
-        return [found[0].astype(out.dtype)]
-    if name in _PRODUCTS and first.value.dtype.itemsize >= 4:
-        return each(lambda m: m.sum.astype(m.value.dtype), lambda i, o: o)
-    values = each(lambda merged: merged.value, lambda i, o: o)
-    dtype = first.delta.dtype
-    if name in _PRODUCTS:
+        return [each(lambda symbol: symbol.sum, wide)[0].astype(out.dtype)]
+    if name in _PRODUCTS and len(places) == 1:
+        if first.value.dtype.itemsize >= 4:
+            return each(lambda symbol: symbol.sum.astype(symbol.value.dtype), kept)
         fitting = first.value.dtype, eqn.invars[1 - places[0]].aval.dtype, out.dtype
         dtype = next((d for d in fitting if d.itemsize > 1), dtype)
-
-    def beside(i: int, value: Any) -> Any:
+        (y,) = each(lambda symbol: symbol.value, kept)
+        return [
+            y + each(lambda symbol: symbol.delta.astype(dtype), wide)[0].astype(y.dtype)
+        ]
+    linear = range(len(operands))[JOINTLY.get(name, slice(0))]
+    if name == "mul" and len(places) == 1:
+        linear = places
+    if name in _TYPES:
+        stops = curved and name == "stop_gradient"
+        deltas = [lax.stop_gradient(first.delta) if stops else first.delta]
+    elif set(places) <= set(linear):
         # of a sum, the others are in the value alone
-        return jnp.zeros_like(value, dtype) if i in linear else cast(dtype, value)
-
-    deltas = each(lambda merged: merged.delta.astype(dtype), beside)
-    pairs = list(zip(values, deltas, strict=True))
-    if name in _PRODUCTS:
-        return [value + delta.astype(value.dtype) for value, delta in pairs]
-    return [replace(first, value=value, delta=delta) for value, delta in pairs]
+        alone = lambda i, o: jnp.zeros_like(o, dtype) if i in linear else wide(i, o)  # noqa: E731
+        deltas = each(lambda symbol: symbol.delta, alone)
+    elif name in _SMOOTH and out.dtype.itemsize < 4:
+        before = each(lambda symbol: symbol.value.astype(dtype), wide)
+        after, curved = each(lambda symbol: symbol.sum, wide), True
+        deltas = [b - a for a, b in zip(before, after)]
+    else:
+        return None
+    values = each(lambda symbol: symbol.value, kept)
+    parts = zip(values, deltas, strict=True)
+    return [replace(first, value=v, delta=d, curved=curved) for v, d in parts]

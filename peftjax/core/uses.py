@@ -132,26 +132,29 @@ class Weight(Leaf):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("value", "delta"),
-    meta_fields=("path", "is_bias"),
+    meta_fields=("path", "is_bias", "curved"),
 )
 @dataclass(frozen=True, eq=False)
 class Merged(Symbol):
     """The merged weight or bias of a site, in two parts whose sum it is.
 
-    They stay apart while what the model does is linear, so that an update is kept which
-    the weight's own type would round away.
+    They stay apart until a product, so that an update is kept which the weight's own
+    type would round away.
 
     Attributes:
         value: what the model has made of its own, in its own type.
         delta: what the adapters add, of the same shape, at least float32.
         path: of the site.
         is_bias: it is the site's bias.
+        curved: it has been through what is not linear, so that a model which stops its
+            gradient means more than the frozen weight.
     """
 
     value: jax.Array
     delta: jax.Array
     path: str
     is_bias: bool = False
+    curved: bool = False
 
     @property
     def sum(self) -> jax.Array:
