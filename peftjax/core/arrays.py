@@ -248,7 +248,8 @@ def _check_site(
 
 
 def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    return listed or "nothing"
 
 
 def check_finite(
