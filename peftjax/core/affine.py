@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from peftjax.core.axes import wide
 from peftjax.core.jaxpr import (
     JIT,
     REMAT,
@@ -109,7 +110,7 @@ def merge_layer(
 def _widen(value: Any) -> Any:
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return value
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return value.astype(wide(value.dtype))
 
 
 class _NotAffine(Exception):
@@ -229,20 +230,22 @@ _UNARY = (
     "slice split squeeze transpose unstack"
 ).split()
 
+# primitive to the operands in which, taken together, it is linear
+JOINTLY = {
+    **dict.fromkeys((*_UNARY, "div"), slice(0, 1)),
+    **dict.fromkeys(("add", "sub", "add_any", "concatenate", "stack"), slice(0, None)),
+    **dict.fromkeys(("pad", "dynamic_update_slice"), slice(0, 2)),
+    "select_n": slice(1, None),
+}
+
 _RULES = {
-    **dict.fromkeys(_UNARY, _jointly(slice(0, 1))),
-    **dict.fromkeys(
-        ("add", "sub", "add_any", "concatenate", "stack"), _jointly(slice(0, None))
-    ),
-    **dict.fromkeys(("pad", "dynamic_update_slice"), _jointly(slice(0, 2))),
+    **{name: _jointly(positions) for name, positions in JOINTLY.items()},
     **dict.fromkeys((*JIT, *REMAT, "custom_jvp_call", "custom_vjp_call"), _inline),
     "conv_general_dilated": _bilinear,
     "convert_element_type": _cast,
-    "div": _jointly(slice(0, 1)),
     "dot_general": _dot,
     "mul": _scale,
     "scan": _scan,
-    "select_n": _jointly(slice(1, None)),
 }
 
 

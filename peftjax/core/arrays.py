@@ -5,7 +5,7 @@ Arrays that all sites share lie under the path `""`; nobody else needs to know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.axes import arrange
+from peftjax.core.axes import arrange, wide
 from peftjax.core.gates import constant_gates
 from peftjax.core.site import Adapters, Given, Leaves, Site
 
@@ -58,9 +58,8 @@ def fresh(sites: Sequence[Site], leaves: Sequence[Any], key: jax.Array) -> Adapt
 def _fresh(site: Site, key: jax.Array, index: int, kernel: Any) -> dict[str, jax.Array]:
     """Return fresh arrays of one site, stacked layers included, float32."""
     if site.method.replaces:
-        wide = jnp.promote_types(kernel.dtype, jnp.float32)
         # a copy, lest donating the adapters takes the model's own buffers
-        return {"value": jnp.array(kernel, wide, copy=True)}
+        return {"value": jnp.array(kernel, wide(kernel.dtype), copy=True)}
 
     def layer(key: jax.Array, kernel: jax.Array | None = None) -> dict[str, jax.Array]:
         return site.method.init(key, site.layer(kernel))
@@ -69,8 +68,8 @@ def _fresh(site: Site, key: jax.Array, index: int, kernel: Any) -> dict[str, jax
     key = jax.random.fold_in(key, index)
     arguments = [jax.random.split(key, site.stack) if site.stack else key]
     if kernel is not None:
-        wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-        arguments.append(arrange(wide, site.stored, site.groups))
+        kernel = kernel.astype(wide(kernel.dtype))
+        arguments.append(arrange(kernel, site.stored, site.groups))
     p = dict(site.stacked(layer)(*arguments))
     for name in site.method.shared:
         # every layer made its own; the first one's serves all
@@ -127,13 +126,7 @@ def replaced(
         if not site.method.replaces:
             continue
         own = of_site(site, adapters, given)
-        value = own.params["value"]
-        if value.shape != site.shape:
-            raise ValueError(
-                f"{site.path}: expected an adapter value of shape {site.shape}, found "
-                f"{value.shape}"
-            )
-        value = value.astype(site.dtype)
+        value = own.params["value"].astype(leaves[site.index].dtype)
         if own.is_base is not None:
             value = jnp.where(own.is_base, leaves[site.index], value)
         values[site.index] = value
@@ -143,70 +136,157 @@ def replaced(
 def planned_leaves(known: Leaves, structure: Any, variables: Any) -> list[Any]:
     """Return the leaves of variables that have the planned paths and shapes."""
     names, leaves, found = paths.flatten(variables)
-    if found != structure and tuple(names) != known.paths:
-        missing = sorted(set(known.paths) - set(names), key=str)[:5]
-        extra = sorted(set(names) - set(known.paths), key=str)[:5]
-        raise ValueError(
-            "variables are not those of the planned model: missing "
-            f"{missing or 'nothing'}, unexpected {extra or 'nothing'}"
-        )
+    if found != structure:
+        planned = jax.tree.unflatten(structure, known.avals)
+        wanted, given = paths.spelled(planned)[0], paths.spelled(variables)[0]
+        if wanted != given:
+            raise ValueError(
+                "variables are not those of the planned model: "
+                + _differing(set(wanted), set(given))
+            )
     for name, leaf, aval in zip(names, leaves, known.avals):
-        if name is not None and tuple(leaf.shape) != aval.shape:
+        if name is None:
+            continue
+        if tuple(leaf.shape) != aval.shape:
             raise ValueError(
                 f"{name}: expected shape {aval.shape}, found {tuple(leaf.shape)}"
+            )
+        if leaf.dtype != aval.dtype and _floating(leaf) != _floating(aval):
+            raise ValueError(
+                f"{name}: planned for {aval.dtype}, found {leaf.dtype}; cast it, or "
+                "plan with these variables"
             )
     return leaves
 
 
-def check_adapters(
-    sites: Sequence[Site], adapters: Adapters, given: Mapping[str, Given]
-) -> None:
-    """Raise ValueError unless adapters have the planned paths, names and shapes."""
-    wanted = {site.path for site in sites}
-    wanted |= {"" for site in sites if site.method.shared}
-    if set(adapters) != wanted:
-        missing = sorted(wanted - set(adapters))[:5]
-        extra = sorted(set(adapters) - wanted)[:5]
-        raise ValueError(
-            f"adapters do not fit the plan: missing {missing or 'nothing'}, "
-            f"unexpected {extra or 'nothing'}; make them with init or load them "
-            "for this model and these rules"
-        )
+def _differing(wanted: set[str], found: set[str]) -> str:
+    missing, extra = sorted(wanted - found)[:5], sorted(found - wanted)[:5]
+    return f"missing {missing or 'nothing'}, unexpected {extra or 'nothing'}"
+
+
+def _floating(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)
+
+
+def shared_shapes(sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays that sites share.
+
+    Raises:
+        ValueError: two sites need different ones.
+    """
+    first: dict[str, tuple[Site, tuple[int, ...]]] = {}
     for site in sites:
-        shared = site.method.shared
-        own = {n: (*site.stack, *s) for n, s in site.arrays if n not in shared}
-        found = {n: tuple(value.shape) for n, value in adapters[site.path].items()}
-        # a bank pads its adapters to one rank
-        padded = given.get(site.path, Given()).is_base is not None
-        same = own.keys() == found.keys() if padded else own == found
-        if site.arrays and not same:
-            raise ValueError(
-                f"{site.path}: expected the arrays of {site.method}, {_listed(own)}; "
-                f"found {_listed(found)}; make them with init or load them for these "
-                "rules"
-            )
-
-
-def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-
-
-def check_finite(adapters: Adapters) -> None:
-    """Raise ValueError for NaN or infinity, naming the site; not while tracing."""
-    finite = {path: _finite(p) for path, p in adapters.items()}
-    for path, p in finite.items():
-        for name, value in p.items():
-            try:
-                known = bool(value)
-            except jax.errors.ConcretizationTypeError:
-                return
-            if not known:
+        for name, shape in site.arrays:
+            if name not in site.method.shared:
+                continue
+            other, known = first.setdefault(name, (site, shape))
+            if known != shape:
                 raise ValueError(
-                    f"{path}: adapter array {name!r} holds NaN or infinity; "
-                    "refusing to merge. Go back to an earlier checkpoint"
+                    f"{site.path}: shares {name!r} with {other.path}, but needs shape "
+                    f"{list(shape)} and that one {list(known)}; expected one shape "
+                    "for all sites that share it"
                 )
+    return {name: shape for name, (_, shape) in first.items()}
+
+
+def check_adapters(
+    sites: Sequence[Site], adapters: Any, given: Mapping[str, Given]
+) -> None:
+    """Raise unless adapters have the planned paths, names, shapes and kinds of number.
+
+    Raises:
+        TypeError: not a tree of arrays.
+        ValueError: anything else.
+    """
+    tree = isinstance(adapters, Mapping)
+    if not tree or not all(isinstance(p, Mapping) for p in adapters.values()):
+        kind = type(adapters).__name__
+        raise TypeError(f"adapters: expected {{path: {{name: array}}}}, found {kind}")
+    shared = shared_shapes(sites)
+    wanted = {site.path for site in sites} | ({""} if shared else set())
+    if set(adapters) != wanted:
+        raise ValueError(
+            f"adapters do not fit the plan: {_differing(wanted, set(adapters))}; make "
+            "them with init or load them for this model and these rules"
+        )
+    frozen = {name for site in sites for name in site.method.frozen}
+    # a bank pads its adapters to one rank
+    padded = any(one.is_base is not None for one in given.values())
+    if shared:
+        _check_site("", "the shared arrays", shared, adapters[""], frozen, padded)
+    for site in sites:
+        hidden, whose = site.method.shared, f"the arrays of {site.method}"
+        own = {n: (*site.stack, *s) for n, s in site.arrays if n not in hidden}
+        names = site.method.frozen
+        _check_site(site.path, whose, own, adapters[site.path], names, padded)
+
+
+def _check_site(
+    path: str,
+    whose: str,
+    wanted: Mapping[str, tuple[int, ...]],
+    p: Mapping[str, Any],
+    frozen: Collection[str],
+    padded: bool,
+) -> None:
+    for name, value in p.items():
+        if not hasattr(value, "dtype"):
+            raise TypeError(
+                f"{path}: expected an array as {name!r}, found {value!r}; make "
+                "adapters with init"
+            )
+        if name not in frozen and not _floating(value):
+            raise ValueError(
+                f"{path}: expected floating numbers as {name!r}, found {value.dtype}"
+            )
+    found = {name: tuple(value.shape) for name, value in p.items()}
+    if wanted != found if not padded else wanted.keys() != found.keys():
+        raise ValueError(
+            f"{path or 'shared'}: expected {whose}, {_listed(wanted)}; found "
+            f"{_listed(found)}; make them with init or load them for these rules"
+        )
+
+
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    return listed or "nothing"
+
+
+def check_finite(
+    sites: Sequence[Site],
+    adapters: Adapters,
+    before: Sequence[Any],
+    after: Sequence[Any],
+) -> None:
+    """Raise ValueError for NaN or infinity, naming the site; not while tracing.
+
+    A site whose base is not finite either may merge to what it likes.
+    """
+    places = {site.path: (site.index, site.bias_index) for site in sites}
+
+    def of(leaves: Sequence[Any]) -> dict[str, Any]:
+        chosen = places.items()
+        return {p: [leaves[i] for i in where if i is not None] for p, where in chosen}
+
+    try:
+        finite = jax.device_get(_finite((adapters, of(before), of(after))))
+        own, base, merged = jax.tree.map(bool, finite)
+    except jax.errors.ConcretizationTypeError:
+        return
+    for path, p in own.items():
+        for name in (name for name, finite in p.items() if not finite):
+            raise ValueError(
+                f"{path}: adapter array {name!r} holds NaN or infinity; "
+                "refusing to merge. Go back to an earlier checkpoint"
+            )
+    for path in (p for p in merged if all(base[p]) and not all(merged[p])):
+        raise ValueError(
+            f"{path}: the merged weight or bias holds NaN or infinity, though base and "
+            "adapter do not; it leaves the range of its dtype. Merge into a wider "
+            "dtype, or keep the adapter separate"
+        )
 
 
 @jax.jit
-def _finite(p: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: jnp.all(jnp.isfinite(value)) for name, value in p.items()}
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda array: jnp.all(jnp.isfinite(array)), tree)

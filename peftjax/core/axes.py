@@ -31,6 +31,14 @@ View = tuple[Axis, ...]
 TOKENS = 1000  # the first axis number that stands for no axis of a weight
 
 
+def wide(dtype: Any) -> Any:
+    """Return the dtype in which a weight of this one is trained and merged.
+
+    JAX promotes no float of 8 bits, so this is said here.
+    """
+    return jnp.dtype(dtype) if jnp.dtype(dtype).itemsize > 4 else jnp.dtype("float32")
+
+
 def whole(shape: Sequence[int], first: int = 0) -> View:
     """Return the view of a stored array: every axis is itself."""
     return tuple((Atom(first + i, 1, n),) for i, n in enumerate(shape))
@@ -70,13 +78,15 @@ def reshaped(view: View, new_shape: Sequence[int]) -> View | None:
     return None if pieces else tuple(axes)
 
 
-def group(axes: Sequence[Axis]) -> Axis:
-    """Return the atoms of several axes in stored order, joined where they adjoin.
+def group(axes: Sequence[Axis], given_order: bool = False) -> Axis:
+    """Return the atoms of several axes, joined where they adjoin.
 
-    Atoms of size 1 carry nothing and are left out.
+    They stand in stored order unless the given one is to be kept. Atoms of size 1 carry
+    nothing and are left out.
     """
     atoms = [atom for axis in axes for atom in axis if atom.size != 1]
-    atoms.sort(key=lambda atom: (atom.axis, -atom.stride))
+    if not given_order:
+        atoms.sort(key=lambda atom: (atom.axis, -atom.stride))
     joined: list[Atom] = []
     for atom in atoms:
         last = joined[-1] if joined else None
@@ -87,35 +97,36 @@ def group(axes: Sequence[Axis]) -> Axis:
     return tuple(joined)
 
 
-def _inside(atom: Atom, groups: Sequence[Axis]) -> int | None:
+def inside(atom: Atom, groups: Sequence[Axis]) -> tuple[int, int] | None:
+    """Return which group, and which of its atoms, an atom is a part of."""
     for index, members in enumerate(groups):
-        for outer in members:
+        for place, outer in enumerate(members):
             if (
                 atom.axis == outer.axis
                 and atom.stride >= outer.stride
                 and atom.stride * atom.size <= outer.stride * outer.size
             ):
-                return index
+                return index, place
     return None
 
 
 def _order(view: View, groups: Sequence[Axis]) -> tuple[list[int], list[int]]:
     """Return the sizes of all atoms of a view and the permutation into groups."""
-    # the larger stride is the outer one, so this sorts a group into stored order
+    # the larger stride is the outer one
     where: list[tuple[int, int, int, int]] = []
     sizes: list[int] = []
     for atom in (atom for axis in view for atom in axis):
-        place = _inside(atom, groups)
+        place = inside(atom, groups)
         if place is None and atom.size == 1:
             continue
         assert place is not None, f"{atom} lies in none of {groups}"
-        where.append((place, atom.axis, -atom.stride, len(sizes)))
+        where.append((*place, -atom.stride, len(sizes)))
         sizes.append(atom.size)
     return sizes, [index for *_, index in sorted(where)]
 
 
 def arrange(array: jax.Array, view: View, groups: Sequence[Axis]) -> jax.Array:
-    """Bring an array with this view into one axis per group, each in stored order."""
+    """Bring an array with this view into one axis per group, its atoms in order."""
     sizes, permutation = _order(view, groups)
     split = jnp.reshape(array, sizes)
     if permutation != list(range(len(sizes))):

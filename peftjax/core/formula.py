@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,36 +15,9 @@ from peftjax.core.gates import observe
 from peftjax.core.jaxpr import evaluate, walk
 from peftjax.core.method import Method, Rows
 from peftjax.core.site import Given, Site
-from peftjax.core.uses import Weight
+from peftjax.core.uses import Asked, Weight
 
 Formula = Callable[[Any, Any, Any], Any]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the model asked of its own product."""
-
-    precision: Any
-    preferred: Any
-    out_dtype: Any
-
-    @classmethod
-    def by(cls, eqn: Any) -> Asked:
-        return cls(
-            eqn.params.get("precision"),
-            eqn.params.get("preferred_element_type"),
-            eqn.outvars[0].aval.dtype,
-        )
-
-    @property
-    def name(self) -> str | None:
-        """The precision as `jax.default_matmul_precision` takes it."""
-        wanted = self.precision
-        if isinstance(wanted, tuple):
-            wanted = max(wanted, key=lambda item: item.value)
-        if isinstance(wanted, lax.Precision):
-            return wanted.name.lower()
-        return None if wanted is None else str(getattr(wanted, "name", wanted))
 
 
 def on_stack(
@@ -73,13 +45,17 @@ def on_stack(
     layer = partial(_transpose if transposed else on_layer, site, asked)
     for _ in range(stack):
         layer = jax.vmap(layer)
-    if isinstance(x, Rows):
-        return layer(x, kernel, weight.given, bias, key)
-    lengths = x.shape[stack : stack + tokens]
-    if _may_flatten(site, x, stack, tokens):
+    lengths = (-1,) if isinstance(x, Rows) else x.shape[stack : stack + tokens]
+    if not isinstance(x, Rows) and _may_flatten(site, x, stack, tokens):
         x = x.reshape(*x.shape[:stack], -1, x.shape[-1])
     y = layer(x, kernel, weight.given, bias, key)
-    return y.reshape(*y.shape[:stack], *lengths, y.shape[-1])
+    y = y.reshape(*y.shape[:stack], *lengths, y.shape[-1])
+    if weight.factor is None:
+        return y
+    # the same along the contracted axis, or there would be no product
+    factor = weight.factor[..., 0] if transposed else weight.factor[..., 0, :]
+    tokens_at = tuple(range(stack, stack + len(lengths)))
+    return y * jnp.expand_dims(factor, tokens_at).astype(y.dtype)
 
 
 def _may_flatten(site: Site, x: jax.Array, stack: int, tokens: int) -> bool:
@@ -94,6 +70,7 @@ def _transpose(
     site: Site, asked: Asked, h: jax.Array, kernel: jax.Array, given: Given, *_: Any
 ) -> jax.Array:
     """Return `h K'^T`, `[..., in]`: the transpose of the formula's linear part at h."""
+    kernel = kernel.astype(_compute_dtype(kernel, h, asked))
     x = jnp.zeros((*h.shape[:-1], site.d_in), kernel.dtype)
     wide = Asked(asked.precision, None, kernel.dtype)
 
@@ -115,7 +92,9 @@ def on_layer(
     key: jax.Array | None,
 ) -> jax.Array:
     """Evaluate a formula on one layer; x is `[..., in]` or `Rows`."""
-    method = site.method
+    method, dtype = site.method, _compute_dtype(kernel, x, asked)
+    if dtype != kernel.dtype:
+        x, kernel = x if isinstance(x, Rows) else x.astype(dtype), kernel.astype(dtype)
     p = cast(method, given.params, kernel.dtype)
     b = 0.0 if bias is None else bias.astype(kernel.dtype)
 
@@ -138,6 +117,12 @@ def on_layer(
     return y.astype(asked.out_dtype)
 
 
+def _compute_dtype(kernel: jax.Array, x: Any, asked: Asked) -> Any:
+    """Return the kernel's dtype, or a wider one for a kernel in 8 bits."""
+    fitting = kernel.dtype, x.dtype, asked.out_dtype, jnp.dtype("float32")
+    return next(dtype for dtype in fitting if dtype.itemsize > 1)
+
+
 def cast(method: Method, p: dict[str, jax.Array], dtype: Any) -> dict[str, jax.Array]:
     """Cast floating adapter arrays to the compute dtype, except the `float32` names."""
     return {
@@ -156,6 +141,9 @@ def _on_rows(site: Site, formula: Formula, x: Rows, p: Any, kernel: Any) -> jax.
     try:
         return formula(x, p, kernel)
     except (TypeError, AttributeError) as error:
+        # Python and JAX name the type of what they cannot use
+        if type(x).__name__ not in str(error):
+            raise
         raise TypeError(
             f"{site.path}: on a {site.kind} layer the formula of {site.method} may use "
             f"x only as `x @ M`; it failed with: {error}. Write it so, or leave "
@@ -183,8 +171,9 @@ def _in_wider_type(formula: Formula, preferred: Any, *inputs: Any) -> jax.Array:
 
     def plain(eqn: Any, values: list[Any]) -> list[Any]:
         # what is not on this list keeps its type: it may not exist in a wider one
-        if eqn.primitive.name in ("dot_general", *_ELEMENTWISE):
-            wide = jnp.result_type(*(v for v in values if _floating(v)))
+        floats = [value for value in values if _floating(value)]
+        if floats and eqn.primitive.name in ("dot_general", *_ELEMENTWISE):
+            wide = jnp.result_type(*floats)
             values = [jnp.asarray(v, wide) if _floating(v) else v for v in values]
             params = dict(eqn.params)
             if eqn.primitive.name == "dot_general":

@@ -1,4 +1,4 @@
-"""A call of a model as a jaxpr, and the walker for jaxprs that hold symbols.
+"""A call of a model as a jaxpr, the walker for jaxprs that hold symbols, and liveness.
 
 `walk` evaluates a jaxpr equation by equation. An equation none of whose operands is a
 `Symbol` is evaluated as it is; any other goes to the rule of its primitive. Everything
@@ -35,6 +35,12 @@ def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     outputs = list(eqn.outvars)
     single = jex.Jaxpr((), list(inputs), outputs, [eqn], eqn.effects, name)
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(single, ()))(*inputs.values())
+
+
+def rebound(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Evaluate one equation on arrays of other types than its own."""
+    found = eqn.primitive.bind(*values, **eqn.params)
+    return list(found) if eqn.primitive.multiple_results else [found]
 
 
 def walk(
@@ -122,6 +128,98 @@ def while_loops(eqn: Any, operands: Sequence[Any]) -> tuple[Loop, Loop]:
         Loop(values[:first], carry, [], eqn.params["cond_jaxpr"], {}),
         Loop(values[first:second], carry, [], eqn.params["body_jaxpr"], {}),
     )
+
+
+def live_inputs(jaxpr: Any, wanted: Sequence[bool] | None = None) -> list[bool]:
+    """Return for each input whether an output depends on it.
+
+    Args:
+        jaxpr: what computes the outputs.
+        wanted: the outputs that count; all by default.
+    """
+    inner, _ = opened(jaxpr)
+    # what goes into a reference may come out of it again, whoever holds it
+    live = {var for var in inner.invars if _is_reference(var)}
+    live |= _chosen(inner.outvars, wanted or [True] * len(inner.outvars))
+    for eqn in reversed(inner.eqns):
+        used = [var in live for var in eqn.outvars]
+        if any(used) or any(var in live for var in filter(_is_reference, eqn.invars)):
+            rule = _LIVE.get(eqn.primitive.name, _all)
+            live |= _chosen(eqn.invars, rule(eqn, used, inner))
+    return [var in live for var in inner.invars]
+
+
+def _is_reference(var: Any) -> bool:
+    return hasattr(var.aval, "inner_aval")
+
+
+def _chosen(variables: Sequence[Any], flags: Sequence[bool]) -> set[Any]:
+    pairs = zip(variables, flags, strict=True)
+    return {var for var, on in pairs if on and not isinstance(var, jex.Literal)}
+
+
+def _all(eqn: Any, used: list[bool], around: Any) -> list[bool]:
+    return [True] * len(eqn.invars)
+
+
+def _inside(eqn: Any, used: list[bool], around: Any) -> list[bool]:
+    return live_inputs(called(eqn), used)
+
+
+def _fixpoint(
+    body: Any, consts: int, carried: list[bool], ys: Sequence[bool] = ()
+) -> tuple[list[bool], list[bool]]:
+    """Return the live inputs of a loop's body, and which of its carry ever live."""
+    while True:
+        flags = live_inputs(body, [*carried, *ys])
+        inside = flags[consts : consts + len(carried)]
+        grown = [a or b for a, b in zip(carried, inside)]
+        if grown == carried:
+            return flags, carried
+        carried = grown
+
+
+def _scan_lives(eqn: Any, used: list[bool], around: Any) -> list[bool]:
+    loop = scan_loop(eqn, eqn.invars)
+    n = len(loop.carry)
+    return _fixpoint(loop.body, len(loop.consts), used[:n], used[n:])[0]
+
+
+def _while_lives(eqn: Any, used: list[bool], around: Any) -> list[bool]:
+    conds, bodies = while_loops(eqn, eqn.invars)
+    n, m = len(conds.consts), len(bodies.consts)
+    asked = live_inputs(conds.body)
+    carried = [a or b for a, b in zip(used, asked[n:])]
+    flags, carried = _fixpoint(bodies.body, m, carried)
+    return [*asked[:n], *flags[:m], *carried]
+
+
+def _cond_lives(eqn: Any, used: list[bool], around: Any) -> list[bool]:
+    index, branches = _known(eqn.invars[0], around), eqn.params["branches"]
+    if index is not None:
+        branches = branches[max(index, 0) :][:1] or branches[-1:]
+    each = [live_inputs(branch, used) for branch in branches]
+    return [index is None, *map(any, zip(*each))]
+
+
+def _known(var: Any, around: Any) -> int | None:
+    """Return an index that is written into the jaxpr."""
+    if isinstance(var, jex.Literal):
+        return int(var.val)
+    for eqn in around.eqns:
+        if eqn.outvars == [var] and all(isinstance(v, jex.Literal) for v in eqn.invars):
+            with jax.ensure_compile_time_eval():
+                return int(evaluate(eqn, [v.val for v in eqn.invars])[0])
+    return None
+
+
+_LIVE = {
+    **dict.fromkeys((*JIT, *REMAT), _inside),
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "shard_map"), _inside),
+    "cond": _cond_lives,
+    "scan": _scan_lives,
+    "while": _while_lives,
+}
 
 
 @dataclass(frozen=True)

@@ -11,34 +11,22 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 
 from peftjax.core import axes, jaxpr
 from peftjax.core.axes import Axis, shape, whole
-from peftjax.core.formula import Asked, ConvInput, Lookup, on_stack
-from peftjax.core.jaxpr import Loop, Symbol
+from peftjax.core.formula import ConvInput, Lookup, on_stack
+from peftjax.core.jaxpr import Symbol
 from peftjax.core.method import Kind, Rows
-from peftjax.core.uses import Leaf, Product, Use, Weight, bias_groups
+from peftjax.core.moves import Moves
+from peftjax.core.uses import Asked, Leaf, Product, Use, Weight, bias_groups
 
 
-class Rules:
+class Rules(Moves):
     """What becomes of a weight, a leaf or a product under each primitive.
 
-    A subclass says what a use, an added bias and the end of a symbol amount to, and may
-    build control flow and plain equations otherwise.
+    A subclass says what a use and an added bias amount to.
     """
-
-    scan: Callable[..., Any] = staticmethod(lax.scan)
-    while_loop: Callable[..., Any] = staticmethod(lax.while_loop)
-    switch: Callable[..., Any] = staticmethod(lax.switch)
-    checkpoint: Callable[..., Any] = staticmethod(jax.checkpoint)
-    evaluate: Callable[[Any, Sequence[Any]], list[Any]] = staticmethod(jaxpr.evaluate)
-
-    def ended(self, symbol: Any, why: str) -> Any:
-        """Return the array that a symbol stands for, where no rule knows more."""
-        raise NotImplementedError
 
     def used(self, product: Product) -> Any:
         """Return a use of a weight, or its array; None where it is not recognised."""
@@ -48,17 +36,13 @@ class Rules:
         """Return `[sum]` of a product and its bias, or None where it is none."""
         raise NotImplementedError
 
-    def has_members(self, leaf: Leaf) -> bool:
-        """Whether the first axis of a leaf is a stacked one."""
-        raise NotImplementedError
-
     def __init__(self) -> None:
         self.table = {
             **dict.fromkeys(axes.MOVES, self._move),
             **dict.fromkeys(jaxpr.JIT, self._inline),
             **dict.fromkeys(jaxpr.REMAT, self._remat),
             **dict.fromkeys(("add", "add_any"), self._add),
-            **dict.fromkeys(("mul", "div", "sub"), self._dequantise),
+            **dict.fromkeys(("mul", "div", "sub"), self._scale),
             **dict.fromkeys(("slice", "dynamic_slice"), self._index),
             "cond": self._cond,
             "conv_general_dilated": self._conv,
@@ -67,130 +51,6 @@ class Rules:
             "scan": self._scan,
             "while": self._while,
         }
-
-    def walk(self, closed: Any, values: Sequence[Any]) -> list[Any]:
-        return jaxpr.walk(closed, values, self.table, self._unknown, self.evaluate)
-
-    def end(self, values: Sequence[Any], why: str, keep: Any = ()) -> list[Any]:
-        """End all symbols but those of the types to keep."""
-        return [
-            self.ended(value, why)
-            if isinstance(value, Symbol) and not isinstance(value, keep)
-            else value
-            for value in values
-        ]
-
-    def _unknown(self, eqn: Any, operands: Sequence[Any]) -> list[Any]:
-        return self.evaluate(eqn, self.end(operands, f"used by `{eqn.primitive.name}`"))
-
-    # --- the axes change, the value does not
-
-    def _move(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        symbol, *others = operands
-        if not isinstance(symbol, Leaf | Product):
-            return self._unknown(eqn, operands)
-        view = axes.MOVES[eqn.primitive.name](eqn, symbol.view)
-        grown = view is not None and shape(view) != eqn.outvars[0].aval.shape
-        if view is None or (grown and isinstance(symbol, Weight)):
-            return self._unknown(eqn, operands)
-        return [symbol.moved(lambda v: self.evaluate(eqn, [v, *others])[0], view)]
-
-    def _dequantise(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        place = 0 if isinstance(operands[0], Weight) else 1
-        weight = operands[place]
-        if (
-            not (isinstance(weight, Weight) and weight.site.quantised)
-            or eqn.outvars[0].aval.shape != shape(weight.view)
-            or (place and eqn.primitive.name == "div")
-        ):
-            return self._unknown(eqn, operands)
-        values = self.end(operands, "the scale of a quantised weight", keep=Weight)
-        values[place] = weight.value
-        value = self.evaluate(eqn, values)[0]
-        return [weight.moved(lambda _: value, weight.view)]
-
-    def _index(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        leaf, *start = operands
-        if (
-            not isinstance(leaf, Leaf)
-            or any(isinstance(o, Symbol) for o in start)
-            or not axes.leading_index(eqn)
-            # a row of a matrix is no layer
-            or len(leaf.view) < (3 if isinstance(leaf, Weight) else 2)
-            or not self.has_members(leaf)
-        ):
-            return self._unknown(eqn, operands)
-        # a bias and its weight belong together if one index took both members
-        static = eqn.params.get("start_indices")
-        token = static[0] if static else id(eqn.invars[1])
-
-        def take(array: jax.Array) -> jax.Array:
-            index = static[0] if static else jnp.reshape(start[0], ())
-            return lax.dynamic_index_in_dim(array, index, 0, keepdims=False)
-
-        member = leaf.leading().map(take).member(("index", token))
-        value = self.evaluate(eqn, [leaf.value, *start])[0]
-        kept = ((),) if eqn.outvars[0].aval.ndim == len(leaf.view) else ()
-        return [member.moved(lambda _: value, (*kept, *member.view))]
-
-    # --- control flow: go inside, and build it anew
-
-    def _inline(self, eqn: Any, operands: Sequence[Any]) -> list[Any]:
-        return self.walk(jaxpr.called(eqn), operands)
-
-    def _remat(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        def inside(*values: Any) -> list[Any]:
-            return self.end(
-                self.walk(jaxpr.called(eqn), values), "passed out of a remat"
-            )
-
-        # an awaited product cannot leave: it would be computed, and kept, outside
-        prevent_cse = eqn.params.get("prevent_cse", True)
-        policy = eqn.params.get("policy")
-        inside = self.checkpoint(inside, prevent_cse=prevent_cse, policy=policy)
-        return inside(*self.end(operands, "enters a remat", keep=Leaf))
-
-    def _scan(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        # the equation lives as long as the walk, so that its id stands for it
-        token = ("scan", id(eqn))
-        loop = jaxpr.scan_loop(eqn, self.end(operands, "enters a scan", keep=Leaf))
-        xs = loop.stacked
-        for i, value in enumerate(xs):
-            if isinstance(value, Leaf):
-                stacked = self.has_members(value)
-                xs[i] = value.leading() if stacked else self.ended(value, "scanned")
-
-        def step(carried: list[Any], sliced: list[Any]) -> Any:
-            members = [v.member(token) if isinstance(v, Leaf) else v for v in sliced]
-            outputs = self.walk(loop.body, [*loop.consts, *carried, *members])
-            outputs = self.end(outputs, "passed out of a loop")
-            return outputs[: len(carried)], outputs[len(carried) :]
-
-        carry = self.end(loop.carry, "carried by `scan`")
-        carried, ys = self.scan(step, carry, xs, **loop.options)
-        return [*carried, *ys]
-
-    def _while(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        operands = self.end(operands, "enters a loop", keep=Leaf)
-        conds, bodies = jaxpr.while_loops(eqn, operands)
-
-        def inside(loop: Loop, carry: list[Any]) -> list[Any]:
-            outputs = self.walk(loop.body, [*loop.consts, *carry])
-            return self.end(outputs, "passed out of a loop")
-
-        carry = self.end(conds.carry, "carried by `while`")
-        cond = lambda carry: inside(conds, carry)[0]  # noqa: E731
-        return self.while_loop(cond, partial(inside, bodies), carry)
-
-    def _cond(self, eqn: Any, operands: list[Any]) -> list[Any]:
-        def inside(branch: Any, *values: Any) -> list[Any]:
-            return self.end(self.walk(branch, values), "passed out of a branch")
-
-        index, *operands = self.end(operands, "enters a branch", keep=Leaf)
-        branches = [partial(inside, branch) for branch in eqn.params["branches"]]
-        return self.switch(index, branches, *operands)
-
-    # --- uses
 
     def _add(self, eqn: Any, operands: list[Any]) -> list[Any]:
         product, leaf = operands if isinstance(operands[0], Product) else operands[::-1]
@@ -204,8 +64,23 @@ class Rules:
     def _product(
         self, eqn: Any, operands: Sequence[Any], product: Product
     ) -> list[Any]:
-        result = self.used(product)
-        return self._unknown(eqn, operands) if result is None else [result]
+        weight, use, why = product.weight, product.use, ""
+        dtype = eqn.invars[[o is weight for o in operands].index(True)].aval.dtype
+        if weight.site.quantised and not weight.scaled:
+            why = f"used by `{eqn.primitive.name}` before it is scaled"
+        elif weight.varies is not None:
+            use.scaled, free = True, [use.d_out, *use.stack]
+            if any(axes.inside(atom, free) is None for atom in weight.varies):
+                why = "scaled along its input"
+            elif weight.site.method.uses_bias:
+                why = "scaled, and the formula takes the bias"
+            elif dtype.itemsize < 4 and not weight.exact:
+                why = f"scaled and rounded to {dtype}"
+        result = None if why else self.used(product)
+        if result is None:
+            why = why or f"used by `{eqn.primitive.name}`"
+            return self.evaluate(eqn, self.end(operands, why))
+        return [result]
 
     def _dot(self, eqn: Any, operands: list[Any]) -> list[Any]:
         sides = [i for i in (0, 1) if isinstance(operands[i], Weight)]
@@ -230,17 +105,17 @@ class Rules:
         view = (*batched, *(free + tokens if mine == 0 else tokens + free))
         source, target = axes.group(contracted), axes.group(free)
 
-        def compute(bias: Any, key: Any) -> Any:
+        def compute(bias: Any, key: Any, asked: Asked) -> Any:
             groups, swapped = [*weight.stack, *tokens], source != weight.site.atoms[1]
             rows = axes.arrange(x, x_view, [*groups, source])
-            asked = Asked.by(eqn)
             y = on_stack(weight, rows, len(tokens), asked, bias, key, swapped)
             return axes.restore(y, view, [*groups, target])
 
         stack, rows = _stack(weight, batched), prod(shape(tuple(tokens)))
         times = prod(shape(tuple(batched)))
         use = Use("dense", stack, source, target, rows, times=times)
-        return self._product(eqn, operands, Product(weight, use, view, compute))
+        product = Product(weight, use, view, Asked.by(eqn), compute)
+        return self._product(eqn, operands, product)
 
     def _conv(self, eqn: Any, operands: list[Any]) -> list[Any]:
         if isinstance(operands[0], Weight) or not isinstance(operands[1], Weight):
@@ -255,8 +130,10 @@ class Rules:
             )
         spec = eqn.params["dimension_numbers"]
         out_axis, *in_axes = spec.rhs_spec
-        d_in = axes.group([weight.view[axis] for axis in in_axes])
-        window = tuple(eqn.invars[1].aval.shape[axis] for axis in in_axes[1:])
+        channels, *spatial = in_axes
+        # rows run over (kh, kw, c_in), however the kernel is stored
+        d_in = axes.group([weight.view[i] for i in (*spatial, channels)], True)
+        window = tuple(eqn.invars[1].aval.shape[axis] for axis in spatial)
         out = weight.view[out_axis]
         rows = partial(ConvInput, x, eqn, weight)
         places = [spec.out_spec[1]]
@@ -293,13 +170,13 @@ class Rules:
             view[place] = axis
         batch = [shape((axis,))[0] for i, axis in enumerate(view) if i not in places]
 
-        def compute(bias: Any, key: Any) -> Any:
-            y = on_stack(weight, x(), 0, Asked.by(eqn), bias, key)
+        def compute(bias: Any, key: Any, asked: Asked) -> Any:
+            y = on_stack(weight, x(), 0, asked, bias, key)
             y = y.reshape(*batch, *shape(tuple(out)))
             return jnp.moveaxis(y, range(len(batch), y.ndim), places)
 
         use = Use(kind, _stack(weight), d_in, axes.group(out), prod(batch), window)
-        product = Product(weight, use, tuple(view), compute)
+        product = Product(weight, use, tuple(view), Asked.by(eqn), compute)
         return self._product(eqn, operands, product)
 
 

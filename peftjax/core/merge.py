@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,17 @@ def merge_leaves(
     leaves: Sequence[Any],
     adapters: Adapters,
     given: Mapping[str, Given],
+    merged: Callable[..., Any] | None = None,
 ) -> list[Any]:
     """Return the model's leaves with some sites merged in.
+
+    Args:
+        sites: what to merge.
+        leaves: of the model.
+        adapters: `{path: {name: array}}`.
+        given: what a call gives beside them.
+        merged: says what takes a leaf's place, from the leaf and from what the adapters
+            add to it; the sum in the leaf's type by default.
 
     Raises:
         NotMergeable: a formula that is not affine, a constant that no bias can take, a
@@ -31,18 +40,26 @@ def merge_leaves(
     """
     values = list(leaves)
     for site in sites:
-        bias = None if site.bias_index is None else values[site.bias_index]
+        where = [i for i in (site.index, site.bias_index) if i is not None]
         own = arrays.of_site(site, adapters, given)
-        values[site.index], bias = merge_site(site, values[site.index], bias, own)
-        if site.bias_index is not None:
-            values[site.bias_index] = bias
+        stored = [values[i] for i in where]
+        found = merge_site(site, stored, own, merged is not None)
+        for i, old, new in zip(where, stored, found):
+            values[i] = new if merged is None else merged(site, i, old, new)
     return values
 
 
 def merge_site(
-    site: Site, kernel: Any, bias: Any, given: Given
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return the merged kernel and bias of one site, as they are stored."""
+    site: Site, stored: Sequence[Any], given: Given, deltas: bool = False
+) -> list[jax.Array]:
+    """Return the merged kernel and bias of one site, as they are stored.
+
+    Args:
+        site: the static facts.
+        stored: the kernel, and the bias where it is paired.
+        given: the site's arrays.
+        deltas: return in float32 what merging adds instead.
+    """
     if site.quantised:
         raise NotMergeable(
             f"{site.path}: the weight is stored as {site.dtype} and scaled by the "
@@ -50,32 +67,45 @@ def merge_site(
             "the adapter separate"
         )
     try:
-        merged, const = _merged(site, kernel, bias, given)
+        found = (_deltas if deltas else _merged)(site, stored, given)
     except NotMergeable as error:
         raise NotMergeable(f"{site.path}: {error}") from None
-    if bias is None and const is not None:
+    if len(found) > len(stored):
         raise NotMergeable(
             f"{site.path}: {site.method} adds a constant to the output, but the "
             "layer has no bias of its own to take it. Give the layer a bias, use "
             "a form without constants, or keep the adapter separate"
         )
-    return merged, const
+    return found
 
 
 @arrays.by_form
-def _merged(site: Site, kernel: Any, bias: Any, given: Given) -> Any:
-    own = kernel, site.stored, site.groups
-    beside = None if bias is None else (bias, whole(bias.shape), site.bias_groups)
-    arranged = None if beside is None else arrange(*beside)
-    merged, const = _layers(site.method, site.stack, given, arrange(*own), arranged)
+def _merged(site: Site, stored: Sequence[Any], given: Given) -> list[Any]:
+    return _changed(site, stored, given, lambda old, new: new.astype(old.dtype))
 
-    def put_back(array: Any, stored: Any, view: Any, groups: Any) -> jax.Array:
-        array = restore(array, view, groups).astype(stored.dtype)
-        if given.is_base is None:
-            return array
-        return jnp.where(given.is_base.reshape(-1)[0], stored, array)
 
-    return put_back(merged, *own), const if beside is None else put_back(const, *beside)
+@arrays.by_form
+def _deltas(site: Site, stored: Sequence[Any], given: Given) -> list[Any]:
+    return _changed(site, stored, given, lambda old, new: new - old.astype(new.dtype))
+
+
+def _changed(
+    site: Site, stored: Sequence[Any], given: Given, change: Callable[..., Any]
+) -> list[Any]:
+    places = [
+        (whole(a.shape), g) for a, g in zip(stored, (site.groups, site.bias_groups))
+    ]
+    arranged = [arrange(a, *place) for a, place in zip(stored, places)]
+    found = _layers(site.method, site.stack, given, *arranged)
+
+    def put_back(old: Any, new: Any, view: Any, groups: Any) -> jax.Array:
+        new = restore(new, view, groups)
+        if given.is_base is not None:
+            new = jnp.where(given.is_base.reshape(-1)[0], old.astype(new.dtype), new)
+        return change(old, new)
+
+    back = [put_back(o, n, *p) for o, n, p in zip(stored, found, places)]
+    return back if len(stored) > 1 or found[1] is None else [*back, found[1]]
 
 
 def merge_used(weight: Weight, why: str) -> jax.Array:
@@ -87,7 +117,7 @@ def merge_used(weight: Weight, why: str) -> jax.Array:
     site, groups = weight.site, [*weight.stack, *weight.site.atoms[1:]]
     kernel = arrange(weight.value, weight.view, groups)
     lengths = kernel.shape[: len(weight.stack)]
-    merged, const = _layers(site.method, lengths, weight.given, kernel, None)
+    merged, const = _layers(site.method, lengths, weight.given, kernel)
     # the model adds its own bias later, and that is not the merged one
     if site.quantised or site.takes_bias or const is not None:
         raise ValueError(
@@ -96,11 +126,13 @@ def merge_used(weight: Weight, why: str) -> jax.Array:
         )
     if weight.given.is_base is not None:
         merged = jnp.where(weight.given.is_base.reshape(-1)[0], kernel, merged)
+    if weight.factor is not None:
+        merged = merged * weight.factor
     return restore(merged, weight.view, groups).astype(weight.value.dtype)
 
 
 def _layers(
-    method: Method, stack: tuple[int, ...], given: Given, kernel: Any, bias: Any
+    method: Method, stack: tuple[int, ...], given: Given, kernel: Any, bias: Any = None
 ) -> Any:
     """Merge stacked layers in turn, so that one at a time is held in float32."""
     arguments = given.params, kernel, bias, given.gates

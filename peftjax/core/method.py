@@ -40,6 +40,20 @@ class Layer:
     path: str = ""
     spatial: tuple[int, ...] = ()
 
+    @property
+    def weight(self) -> jax.Array:
+        """The kernel, for a method that starts from it.
+
+        Raises:
+            ValueError: the layer is described without one.
+        """
+        if self.kernel is None:
+            raise ValueError(
+                f"{self.path or 'layer'}: this method starts from the weight itself; "
+                "expected Layer(..., kernel=array), found none"
+            )
+        return self.kernel
+
 
 @dataclass(frozen=True)
 class Method:
@@ -55,7 +69,7 @@ class Method:
         at_init: the fresh adapter equals the frozen layer `"exact"`-ly, up to
             `"rounding"`, or not at all (`"none"`).
         uses_bias: the bias enters the formula otherwise than by addition.
-        needs_kernel: `init` reads `layer.kernel`.
+        needs_kernel: `init` reads `layer.weight`.
         replaces: the method's `value` replaces the leaf; there is no formula (`Full`).
         shared: names of leaves that all sites share; they live under the path `""`.
         gated: the formula weighs its heads by gates that depend on x; its argument

@@ -30,20 +30,36 @@ def flatten(variables: Any) -> tuple[list[str | None], list[Any], Any]:
     collection has the path None. The box of a partitioned parameter is not part of its
     path.
 
-    >>> flatten({"params": {"d": {"kernel": 1.0}}, "batch_stats": {"mean": 2.0}})[:2]
-    ([None, 'd/kernel'], [2.0, 1.0])
+    Raises:
+        TypeError: a leaf is no array.
+
+    >>> ones = jax.numpy.ones(2)
+    >>> flatten({"params": {"d": {"kernel": ones}}, "batch_stats": {"mean": ones}})[0]
+    [None, 'd/kernel']
     """
+    names, leaves, structure = spelled(variables)
+    if odd := [pair for pair in zip(names, leaves) if not hasattr(pair[1], "dtype")]:
+        name, found = odd[0]
+        raise TypeError(
+            f"variables: expected an array at {name!r}, found {found!r}; "
+            "write it as jnp.asarray(...)"
+        )
+    if not (isinstance(variables, Mapping) and "params" in variables):
+        return [*names], leaves, structure
+    inside = "params/"
+    paths = [n.removeprefix(inside) if n.startswith(inside) else None for n in names]
+    return paths, leaves, structure
+
+
+def spelled(variables: Any) -> tuple[list[str], list[Any], Any]:
+    """Flatten variables into whole paths, collections included."""
     pairs, structure = jax.tree_util.tree_flatten_with_path(variables)
-    has_params = isinstance(variables, Mapping) and "params" in variables
-    paths: list[str | None] = []
+    paths: list[str] = []
     for keys, _ in pairs:
         names = [_name(key) for key in keys]
         if len(keys) > 1 and isinstance(keys[-1], GetAttrKey) and names[-1] == "value":
             names.pop()
-        if not has_params:
-            paths.append("/".join(names))
-        else:
-            paths.append("/".join(names[1:]) if names[0] == "params" else None)
+        paths.append("/".join(names))
     return paths, [leaf for _, leaf in pairs], structure
 
 
@@ -58,38 +74,84 @@ def nearest(wanted: str, paths: Sequence[str], n: int = 5) -> list[str]:
     return sorted(score, key=lambda path: (-score[path], path))[:n]
 
 
-def match(paths: Sequence[str], rules: Mapping[str, Any]) -> dict[str, Method]:
-    """Return the method of each path that a rule decides; the first match wins.
+def read(rules: Any) -> tuple[tuple[str, Method], ...]:
+    """Return rules, a mapping or a sequence of pairs, as pairs of text and method.
+
+    A compiled pattern stands as its text.
+
+    Raises:
+        TypeError: rules, a pattern or a method of another type.
+        ValueError: no rules; a pattern that is no regular expression, or one compiled
+            with flags, which its text does not show.
+    """
+    pairs = tuple(rules.items()) if isinstance(rules, Mapping) else rules
+    if not isinstance(pairs, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+    ):
+        raise TypeError(
+            "rules: expected {regular expression: method} or a list of such pairs, "
+            f"found {rules!r}"
+        )
+    if not pairs:
+        raise ValueError("rules are empty: expected {regular expression: method}")
+    return tuple((_text(pattern), _method(pattern, found)) for pattern, found in pairs)
+
+
+def _text(pattern: Any) -> str:
+    text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
+    if not isinstance(text, str):
+        raise TypeError(f"rule {pattern!r}: expected a regular expression of type str")
+    try:
+        compiled = re.compile(text)
+    except re.error as error:
+        raise ValueError(
+            f"rule {pattern!r} is not a regular expression: {error}"
+        ) from error
+    if isinstance(pattern, re.Pattern) and pattern.flags != compiled.flags:
+        raise ValueError(
+            f"rule {pattern!r}: flags are not saved with a rule; write them into the "
+            "pattern, as (?i) for one"
+        )
+    return text
+
+
+def _method(pattern: Any, found: Any) -> Method:
+    if not isinstance(found, Method):
+        raise TypeError(
+            f"rule {pattern!r}: expected a method such as LoRA(rank=8, alpha=16), "
+            f"found {found!r}"
+        )
+    return found
+
+
+def match(
+    paths: Sequence[str], rules: Sequence[tuple[str, Method]]
+) -> dict[str, tuple[str, Method]]:
+    """Return the rule that decides each path, if one does; the first match wins.
 
     Args:
         paths: paths of all leaves that may be adapted.
-        rules: regular expression, matched against the whole path, to method.
+        rules: pairs of a regular expression, matched against the whole path, and a
+            method.
 
     Raises:
-        TypeError: a rule's value is not a method.
-        ValueError: no rules; a pattern is not a regular expression; a pattern decides
-            no leaf (nothing matches, or earlier patterns take all that it matches).
+        ValueError: two leaves are spelled alike; a pattern decides no leaf (nothing
+            matches, or earlier patterns take all that it matches).
     """
-    if not rules:
-        raise ValueError("rules are empty: expected {regular expression: method}")
-    chosen: dict[str, Method] = {}
-    for pattern, method in rules.items():
-        if not isinstance(method, Method):
-            raise TypeError(
-                f"rule {pattern!r}: expected a method such as LoRA(rank=8, alpha=16), "
-                f"found {method!r}"
-            )
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"rule {pattern!r} is not a regular expression: {error}"
-            ) from error
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(
+            f"two parameters have the path {twice!r}: adapters could not tell them "
+            "apart; rename one, or keep '/' out of its name"
+        )
+    chosen: dict[str, tuple[str, Method]] = {}
+    for pattern, method in rules:
+        expression = re.compile(pattern)
         hits = [path for path in paths if expression.fullmatch(path)]
         fresh = [path for path in hits if path not in chosen]
         if not fresh:
             raise ValueError(_decides_nothing(pattern, hits, paths))
-        chosen.update(dict.fromkeys(fresh, method))
+        chosen.update(dict.fromkeys(fresh, (pattern, method)))
     return chosen
 
 
@@ -105,3 +167,22 @@ def _decides_nothing(pattern: str, hits: list[str], paths: Sequence[str]) -> str
         f"rule {pattern!r} matches no parameter. A pattern must match the whole path. "
         f"Nearest of {len(paths)} paths:\n  {near}"
     )
+
+
+def refuse_dead(
+    names: Sequence[str | None],
+    live: Sequence[bool],
+    chosen: Mapping[str, tuple[str, Method]],
+) -> None:
+    """Raise ValueError where a rule decides a parameter on which no output depends."""
+    dead: dict[str, list[str]] = {}
+    for name, used in zip(names, live):
+        if name is not None and name in chosen and not used:
+            dead.setdefault(chosen[name][0], []).append(name)
+    if dead:
+        found = "\n  ".join(f"rule {r!r}: {', '.join(p)}" for r, p in dead.items())
+        raise ValueError(
+            "no output of this call depends on these parameters, so that adapters on "
+            f"them could not train:\n  {found}\nNarrow the rules, or plan with "
+            "arguments under which the model uses them"
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -14,11 +15,11 @@ import jax.numpy as jnp
 from peftjax.core import arrays, cost, paths
 from peftjax.core.bank import apply_rows
 from peftjax.core.gates import mean_gates
-from peftjax.core.jaxpr import Call
+from peftjax.core.jaxpr import Call, live_inputs
 from peftjax.core.merge import merge_leaves
 from peftjax.core.method import Method
 from peftjax.core.plan import plan
-from peftjax.core.run import run
+from peftjax.core.run import rehearse, run
 from peftjax.core.site import Adapters, Given, Leaves, Site
 
 
@@ -26,7 +27,7 @@ def adapt(
     apply_fn: Callable[..., Any],
     variables: Any,
     *example_args: Any,
-    rules: Mapping[str, Method],
+    rules: Mapping[str, Method] | Sequence[tuple[str, Method]],
     strict: bool = False,
     flatten: bool = True,
     **example_kwargs: Any,
@@ -40,7 +41,7 @@ def adapt(
         *example_args: arguments like those of later calls, arrays or shapes; the first
             axis of the first array counts the examples.
         rules: regular expression, matched against the whole path of a parameter, to
-            method; the first match wins.
+            method; the first match wins. A list of pairs does as well.
         strict: a site that would fall back to merging is an error.
         flatten: flatten activations to `[tokens, in]`, which is faster; False where a
             second leading axis is sharded over an Auto mesh.
@@ -50,8 +51,10 @@ def adapt(
         The plan: static facts and pure functions.
 
     Raises:
-        ValueError: a rule decides no parameter, a method does not fit its leaf, or
-            (strict) a use of a weight is not recognised.
+        TypeError: rules or variables of another type.
+        ValueError: a rule decides no parameter, or one on which no output depends; a
+            method does not fit its leaf; or (strict) a use of a weight is not
+            recognised.
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> from peftjax.methods.lora import LoRA
@@ -64,33 +67,41 @@ def adapt(
     >>> bool((peft.apply(variables, adapters, x) == model.apply(variables, x)).all())
     True
     """
+    read = paths.read(rules)
     names, leaves, structure = paths.flatten(variables)
-    chosen = paths.match([name for name in names if name is not None], rules)
+    chosen = paths.match([name for name in names if name is not None], read)
     avals = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     known = Leaves(tuple(names), avals)
     call = Call.of(apply_fn, structure, example_args, example_kwargs)
     jaxpr, _ = call.trace(avals)
-    sites = plan(jaxpr, known, chosen, call.examples, flatten)
+    paths.refuse_dead(names, live_inputs(jaxpr), chosen)
+    methods = {path: method for path, (_, method) in chosen.items()}
+    sites = plan(jaxpr, known, methods, call.examples, flatten)
+    arrays.shared_shapes(sites)
     slow = [f"{site.path}: {site.reason}" for site in sites if not site.fast]
     if strict and slow:
         raise ValueError(
             "strict=True, but these sites would form a merged weight at every step:\n  "
             + "\n  ".join(slow)
         )
-    peft = Peft(apply_fn, tuple(rules.items()), sites, known, structure, variables)
-    _check_formulas(peft, jaxpr, call)
-    return peft
+    peft = Peft(apply_fn, read, sites, known, structure, variables)
+    if rounded := rehearse(jaxpr, sites, avals, call.dynamic):
+        (path, why), *others = rounded.items()
+        warnings.warn(
+            f"{path} ({why}) and {len(others)} other sites form a merged weight in a "
+            "type narrower than float32, which loses small updates; store these "
+            "weights in float32",
+            stacklevel=2,
+        )
+        sites = tuple(_noted(site, rounded.get(site.path)) for site in sites)
+    return replace(peft, sites=sites)
 
 
-def _check_formulas(peft: Peft, jaxpr: Any, call: Call) -> None:
-    """Run the plan without arrays, so that a bad formula fails early."""
-
-    def execute(key: jax.Array, leaves: Any, dynamic: Any) -> Any:
-        adapters = arrays.fresh(peft.sites, leaves, key)
-        return run(jaxpr, peft.sites, leaves, dynamic, adapters, {}, None)
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jax.eval_shape(execute, key, list(peft.leaves.avals), call.dynamic)
+def _noted(site: Site, why: str | None) -> Site:
+    if why is None:
+        return site
+    note = f"small updates are lost where the merged weight is rounded ({why})"
+    return replace(site, notes=(*site.notes, note))
 
 
 @dataclass(frozen=True, repr=False)
@@ -194,16 +205,16 @@ class Peft:
         Raises:
             NotMergeable: a formula is not affine in x, a layer has no bias to take a
                 constant, or a weight is stored in integers.
-            ValueError: a non-finite adapter, or gates of wrong paths, shapes or values;
-                the site is named.
+            ValueError: a non-finite adapter or result, or gates of wrong paths, shapes
+                or values; the site is named.
         """
         leaves = self._planned(variables)
         arrays.check_adapters(self.sites, adapters, {})
-        arrays.check_finite(adapters)
         given = arrays.with_gates(self.sites, gates)
         values = arrays.replaced(self.sites, leaves, adapters, given)
         formulas = [site for site in self.sites if not site.method.replaces]
         values = merge_leaves(formulas, values, adapters, given)
+        arrays.check_finite(self.sites, adapters, leaves, values)
         return jax.tree.unflatten(self.structure, values)
 
     def mean_gates(

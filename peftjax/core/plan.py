@@ -59,8 +59,8 @@ class Planner(Rules):
     def has_members(self, leaf: Leaf) -> bool:
         return True
 
-    def scan(self, step: Any, carry: Any, xs: Any, length: int, **_: Any) -> Any:
-        outside, self._loops = self._loops, self._loops * length
+    def scan(self, token: Any, step: Any, carry: Any, xs: Any, **options: Any) -> Any:
+        outside, self._loops = self._loops, self._loops * options["length"]
         results = step(carry, xs)
         self._loops = outside
         return results
@@ -123,7 +123,8 @@ def _full(site: Site) -> Site:
             f"{site.path}: Full() cannot train a leaf of dtype {site.dtype}; expected "
             "a floating dtype"
         )
-    return replace(site, trainable=prod(site.shape))
+    arrays = (("value", site.shape),)
+    return replace(site, trainable=prod(site.shape), arrays=arrays)
 
 
 def _layer(site: Site, found: Planner, leaves: Leaves, examples: int) -> Site:
@@ -135,6 +136,8 @@ def _layer(site: Site, found: Planner, leaves: Leaves, examples: int) -> Site:
         )
     uses = found.uses.get(site.index, [])
     site, odd = _canonical(site, uses)
+    if any(use.scaled for use in uses) and _adds_constant(site):
+        odd = [*odd, "scaled, and the formula adds a constant"]
     reasons = [*dict.fromkeys(found.opaque.get(site.index, [])), *odd]
     site = replace(site, fast=not reasons, reason="; ".join(reasons))
     _check(site)
@@ -183,7 +186,8 @@ def _check(site: Site) -> None:
     if site.quantised and not site.fast:
         raise ValueError(
             f"{site.path}: the weight is quantised ({site.dtype}) and {site.reason}; "
-            "it can be adapted only where its dequantised form meets a matrix product"
+            "only a weight that is multiplied by its scale before its use can be "
+            "adapted. Scale it first, store it in floats, or leave it out of the rules"
         )
     site.method.check(site.layer())
 
@@ -255,7 +259,7 @@ def _must_merge(site: Site, how: str) -> None:
     """Raise where a site that has to be merged, or transposed, cannot be."""
     try:
         _merged(site)
-    except ValueError as error:
+    except NotMergeable as error:
         raise ValueError(
             f"{site.path}: this use of the weight needs the {how} form "
             f"({site.reason or 'tied output layer'}), which does not exist: {error}"
@@ -264,6 +268,12 @@ def _must_merge(site: Site, how: str) -> None:
 
 def _counted(site: Site, uses: Sequence[Use], examples: int) -> Site:
     p, _ = abstract(site)
+    for kind in ("frozen", "float32", "shared"):
+        if unknown := sorted(set(getattr(site.method, kind)) - set(p)):
+            raise ValueError(
+                f"{site.path}: {type(site.method).__name__}.{kind} names {unknown}, "
+                f"which init does not make; expected names among {sorted(p)}"
+            )
     untrained = {*site.method.frozen, *site.method.shared}
     trained = [value for name, value in p.items() if name not in untrained]
     added = 0

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from peftjax.core import arrays
+from peftjax.core.affine import JOINTLY
 from peftjax.core.axes import arrange, shape, whole
+from peftjax.core.jaxpr import rebound
 from peftjax.core.lift import Rules
 from peftjax.core.merge import merge_leaves, merge_used
 from peftjax.core.site import Adapters, Given, Site
-from peftjax.core.uses import Leaf, Product, Weight
+from peftjax.core.uses import Leaf, Merged, Product, Token, Weight
 
 
 def run(
@@ -25,12 +30,21 @@ def run(
     adapters: Adapters,
     given: Mapping[str, Given],
     adapter_key: jax.Array | None,
+    rounded: dict[str, str] | None = None,
 ) -> list[jax.Array]:
-    """Evaluate a model's jaxpr on `[*leaves, *dynamic]` with adapters."""
+    """Evaluate a model's jaxpr on `[*leaves, *dynamic]` with adapters.
+
+    In `rounded` is written, by path, what asks for a merged weight in a type narrower
+    than float32.
+    """
     values = arrays.replaced(sites, leaves, adapters, given)
     formulas = [site for site in sites if not site.method.replaces]
-    merged = [site for site in formulas if not site.fast]
-    values = merge_leaves(merged, values, adapters, given)
+    slow = [site for site in formulas if not site.fast]
+
+    def merged(site: Site, index: int, old: Any, delta: Any) -> Merged:
+        return Merged(old, delta, site.path, index != site.index)
+
+    values = merge_leaves(slow, values, adapters, given, merged)
     owners: dict[int, Site] = {}
     for site in formulas:
         if not site.fast:
@@ -47,8 +61,27 @@ def run(
             given=arrays.of_site(site, adapters, given),
             key=_key(site, adapter_key),
         )
-    runner = Runner(owners)
+    rounded = {} if rounded is None else rounded
+    runner = Runner(owners, rounded, adapter_key is not None)
     return runner.end(runner.walk(closed, [*values, *dynamic]), "returned by the model")
+
+
+def rehearse(
+    closed: Any, sites: Sequence[Site], leaves: Sequence[Any], dynamic: Sequence[Any]
+) -> dict[str, str]:
+    """Run on shapes alone, so that a bad formula fails early.
+
+    Return, by path, what asks for a merged weight in a type narrower than float32.
+    """
+    rounded: dict[str, str] = {}
+
+    def execute(key: jax.Array, leaves: Any, dynamic: Any) -> Any:
+        adapters = arrays.fresh(sites, leaves, key)
+        return run(closed, sites, leaves, dynamic, adapters, {}, None, rounded)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(execute, key, list(leaves), dynamic)
+    return rounded
 
 
 def _key(site: Site, adapter_key: jax.Array | None) -> jax.Array | None:
@@ -61,14 +94,23 @@ def _key(site: Site, adapter_key: jax.Array | None) -> jax.Array | None:
 class Runner(Rules):
     """The rules on arrays: a use is its formula, a loop is a loop."""
 
-    def __init__(self, owners: Mapping[int, Site]) -> None:
-        """Run; `owners` are the sites by the index of their bias."""
+    def __init__(
+        self, owners: Mapping[int, Site], rounded: dict[str, str], random: bool
+    ) -> None:
+        """Run.
+
+        Args:
+            owners: the sites by the index of their bias.
+            rounded: see `run`.
+            random: there is a key for dropout.
+        """
         super().__init__()
-        self.owners = owners
+        self.owners, self.rounded, self.random = owners, rounded, random
+        self.rounds: list[tuple[Token, Any]] = []
         self.counts: dict[str, int] = {}
 
     def used(self, product: Product) -> Any:
-        weight, use, site = product.weight, product.use, product.weight.site
+        use, site = product.use, product.weight.site
         _, d_in, d_out = site.atoms
         straight = (use.d_in, use.d_out) == (d_in, d_out)
         swapped = (use.d_in, use.d_out) == (d_out, d_in) and use.kind == "dense"
@@ -77,7 +119,8 @@ class Runner(Rules):
         # transposed, only the linear part counts
         if site.takes_bias and straight:
             return product
-        return product.compute(None, self._key(weight))
+        # in 8 bits it waits for the model's own cast
+        return product if product.asked.out_dtype.itemsize == 1 else self._of(product)
 
     def added(self, product: Product, leaf: Leaf, groups: Any) -> list[Any] | None:
         weight, site = product.weight, product.weight.site
@@ -91,13 +134,19 @@ class Runner(Rules):
         # a leaf that was broadcast repeats itself along the axes that hold no atoms
         bias = lax.slice(leaf.value, (0,) * leaf.value.ndim, shape(leaf.view))
         bias = arrange(bias, leaf.view, [*here, site.bias_groups[-1]])
-        return [product.compute(bias, self._key(weight))]
+        return [self._of(product, bias)]
 
     def ended(self, symbol: Any, why: str) -> Any:
         if isinstance(symbol, Weight):
             return merge_used(symbol, why)
+        if isinstance(symbol, Merged):
+            if symbol.value.dtype.itemsize < 4 and not symbol.is_bias:
+                self.rounded.setdefault(symbol.path, why)
+            return symbol.sum.astype(symbol.value.dtype)
         is_product = isinstance(symbol, Product)
         site = symbol.weight.site if is_product else self.owners[symbol.index]
+        if is_product and not site.takes_bias:
+            return self._of(symbol)
         raise ValueError(
             f"{site.path}: this call does not add the bias {site.bias} as the planned "
             f"one did ({why}); plan it with example arguments of this kind"
@@ -106,12 +155,109 @@ class Runner(Rules):
     def has_members(self, leaf: Leaf) -> bool:
         return not isinstance(leaf, Weight) or leaf.view[0] in leaf.stack
 
-    def _key(self, weight: Weight) -> jax.Array | None:
-        if weight.key is None:
-            return None
+    def scan(self, token: Token, step: Any, carry: Any, xs: Any, **options: Any) -> Any:
+        if not self.random:
+            return lax.scan(step, carry, xs, **options)
+
+        def counted(carry: Any, sliced: tuple[Any, Any]) -> Any:
+            with self._round(token, sliced[0]):
+                return step(carry, sliced[1])
+
+        rounds = jnp.arange(options["length"])
+        return lax.scan(counted, carry, (rounds, xs), **options)
+
+    def while_loop(self, cond: Any, body: Any, carry: Any) -> Any:
+        if not self.random:
+            return lax.while_loop(cond, body, carry)
+
+        def counted(function: Any, state: tuple[Any, Any]) -> Any:
+            with self._round(("while", None), state[0]):
+                return function(state[1])
+
+        step = lambda state: (state[0] + 1, counted(body, state))  # noqa: E731
+        return lax.while_loop(partial(counted, cond), step, (jnp.int32(0), carry))[1]
+
+    @contextmanager
+    def _round(self, token: Token, count: Any) -> Generator[None]:
+        self.rounds.append((token, count))
+        yield
+        self.rounds.pop()
+
+    def _of(self, product: Product, bias: Any = None) -> Any:
+        weight = product.weight
         count = self.counts.get(weight.site.path, 0)
         self.counts[weight.site.path] = count + 1
-        fold = partial(jax.random.fold_in, data=count)
-        for _ in weight.stack:
-            fold = jax.vmap(fold)
-        return fold(weight.key)
+        if weight.key is not None:
+            # iterations that share a weight do not share its dropout
+            own = [token for _, token in weight.dropped]
+            shared = [n for token, n in self.rounds if token not in own]
+            for number in (count, *shared):
+                weight = weight.folded(number)
+        return product.compute(bias, weight.key, product.asked)
+
+    def _unknown(self, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+        operands = self.end(operands, f"used by `{eqn.primitive.name}`", keep=Merged)
+        places = [i for i, o in enumerate(operands) if isinstance(o, Merged)]
+        found = _through(eqn, operands, places) if places else None
+        return super()._unknown(eqn, operands) if found is None else found
+
+
+_SUMS = ("add", "add_any", "sub")
+_PRODUCTS = ("conv_general_dilated", "dot_general")
+_TYPES = ("convert_element_type", "reduce_precision", "stop_gradient")
+_SMOOTH = (
+    "abs add cbrt clamp cos div erf exp exp2 expm1 integer_pow log log1p logistic max "
+    "min mul neg pow reduce_max reduce_min reduce_sum rsqrt sin sqrt square sub tanh"
+).split()
+
+
+def _through(eqn: Any, operands: list[Any], places: list[int]) -> list[Any] | None:
+    """Apply an operation to both parts of merged weights, or return None."""
+    name, first, out = eqn.primitive.name, operands[places[0]], eqn.outvars[0].aval
+    merged = [operands[i] for i in places]
+    curved = any(symbol.curved for symbol in merged)
+    dtype = first.delta.dtype
+
+    def each(part: Callable[[Merged], Any], other: Callable[[int, Any], Any]) -> Any:
+        pairs = enumerate(operands)
+        return rebound(eqn, [part(o) if i in places else other(i, o) for i, o in pairs])
+
+    def wide(i: int, value: Any) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(value), jnp.floating)
+        return jnp.asarray(value, dtype) if floating else value
+
+    def kept(i: int, value: Any) -> Any:
+        return value
+
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        return None
+    if first.is_bias and name in _SUMS:
+        return [each(lambda symbol: symbol.sum, wide)[0].astype(out.dtype)]
+    if name in _PRODUCTS and len(places) == 1:
+        if first.value.dtype.itemsize >= 4:
+            return each(lambda symbol: symbol.sum.astype(symbol.value.dtype), kept)
+        fitting = first.value.dtype, eqn.invars[1 - places[0]].aval.dtype, out.dtype
+        dtype = next((d for d in fitting if d.itemsize > 1), dtype)
+        (y,) = each(lambda symbol: symbol.value, kept)
+        return [
+            y + each(lambda symbol: symbol.delta.astype(dtype), wide)[0].astype(y.dtype)
+        ]
+    linear = range(len(operands))[JOINTLY.get(name, slice(0))]
+    if name == "mul" and len(places) == 1:
+        linear = places
+    if name in _TYPES:
+        stops = curved and name == "stop_gradient"
+        deltas = [lax.stop_gradient(first.delta) if stops else first.delta]
+    elif set(places) <= set(linear):
+        # of a sum, the others are in the value alone
+        alone = lambda i, o: jnp.zeros_like(o, dtype) if i in linear else wide(i, o)  # noqa: E731
+        deltas = each(lambda symbol: symbol.delta, alone)
+    elif name in _SMOOTH and out.dtype.itemsize < 4:
+        before = each(lambda symbol: symbol.value.astype(dtype), wide)
+        after, curved = each(lambda symbol: symbol.sum, wide), True
+        deltas = [b - a for a, b in zip(before, after)]
+    else:
+        return None
+    values = each(lambda symbol: symbol.value, kept)
+    parts = zip(values, deltas, strict=True)
+    return [replace(first, value=v, delta=d, curved=curved) for v, d in parts]

@@ -64,7 +64,6 @@ class Composition(Method):
     """
 
     frozen: ClassVar[tuple[str, ...]] = ("a", "b", "scale")
-    float32: ClassVar[tuple[str, ...]] = ("scale", "logits")
 
     modules: int
     rank: int
@@ -100,6 +99,10 @@ class Composition(Method):
     @property
     def shared(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return ("logits",) if self._learned and self.share else ()
+
+    @property
+    def float32(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ("scale", "logits") if self._learned else ("scale",)
 
     @property
     def _learned(self) -> bool:

@@ -62,10 +62,9 @@ class DoRA(Method):
         return self.rank * (layer.d_in + layer.d_out) + layer.d_out
 
     def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
-        assert layer.kernel is not None
         bound = 1 / sqrt(layer.d_in)
         shape = (layer.d_in, self.rank)
-        kernel = layer.kernel.astype(jnp.float32)
+        kernel = layer.weight.astype(jnp.float32)
         return {
             "a": jax.random.uniform(key, shape, minval=-bound, maxval=bound),
             "b": jnp.zeros((self.rank, layer.d_out)),

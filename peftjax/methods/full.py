@@ -23,8 +23,7 @@ class Full(Method):
     replaces: ClassVar[bool] = True
 
     def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
-        assert layer.kernel is not None
-        return {"value": layer.kernel}
+        return {"value": layer.weight}
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         return x @ p["value"] + bias

@@ -144,7 +144,8 @@ def test_other_uses_of_a_bias_are_noted():
 @pytest.mark.parametrize(
     "function, reason",
     [
-        (lambda x, k: x @ (2 * k), "used by `mul`"),
+        (lambda x, k: x @ (k * k), "used by `mul`"),
+        (lambda x, k: x @ (x[0, :, None] * k), "scaled along its input"),
         (lambda x, k: x @ k + k.sum(), "used by `reduce_sum`"),
         (lambda x, k: (x @ k, k), "returned by the model"),
         (lambda x, k: x @ k[:, :4] @ k[:, 4:].T, "used by `slice`"),

@@ -1,5 +1,7 @@
 """Every kind of use that the walker recognises: adapted equals merged, none merged."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -240,7 +242,8 @@ scaled.defvjp(lambda x, k: (x @ k, (x, k)), lambda r, g: (g @ r[1].T, r[0].T @ g
     "apply_fn, reason",
     [
         (lambda v, x: scaled(x, v["kernel"]), "custom_vjp"),
-        (lambda v, x: x @ (2 * v["kernel"]), "mul"),
+        (lambda v, x: x @ v["kernel"] ** 2, "integer_pow|square"),
+        (lambda v, x: x @ (v["kernel"] * x[0, :, None]), "scaled along its input"),
         (lambda v, x: x @ v["kernel"] + v["kernel"].sum(), "reduce_sum"),
         (lambda v, x: x @ v["kernel"][:, :4] @ v["kernel"][:, 4:].T, "slice"),
     ],
@@ -249,7 +252,7 @@ def test_an_unknown_use_is_merged_and_said(apply_fn, reason):
     v, x = {"kernel": normal(1, 8, 8)}, normal(0, 5, 8)
     (site,) = agree(apply_fn, v, x, fast=False).sites
     assert (
-        reason in site.reason
+        re.search(reason, site.reason)
         and f"merged: {site.reason}"
         in pj.adapt(apply_fn, v, x, rules={"kernel": LORA}).summary()
     )
