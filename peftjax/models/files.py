@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -18,6 +19,7 @@ import numpy as np
 PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".msgpack", ".h5")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+_LARGEST_JSON = 2**26
 
 
 class CheckpointError(ValueError):
@@ -47,19 +49,38 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        CheckpointError: the file is absent, is not JSON, or holds another JSON value.
+        CheckpointError: the file is absent, too large, not JSON, has one key twice, or
+            holds another JSON value.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        if (size := path.stat().st_size) > _LARGEST_JSON:
+            raise CheckpointError(
+                f"{path}: expected JSON of at most {_LARGEST_JSON} bytes, found {size}"
+            )
+        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a JSON file: {error}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: not JSON of ours: nested too deep") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: truncated or not a JSON file: {error}; copy it again"
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(
             f"{path}: expected a JSON object, found {type(value).__name__}"
         )
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r:.80} is there twice")
+    return found
 
 
 def find_weights(path: Path) -> Path:
