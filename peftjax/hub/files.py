@@ -117,7 +117,12 @@ def read_module(
     _check_pair(tensors_file, facts_file, facts)
     adapters: Adapters = {}
     for key, value in tensors.items():
-        site, _, name = key.rpartition(":")
+        site, colon, name = key.rpartition(":")
+        if not colon or (site and site not in facts.sites):
+            raise AdapterFileError(
+                f"{tensors_file}: {key!r:.200}: expected arrays of the sites in "
+                f"{facts_file.name}, found another"
+            )
         adapters.setdefault(site, {})[name] = value
     return read_rules(path, methods), adapters
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core.paths import flatten
-from peftjax.models.files import CheckpointError, open_tensors
+from peftjax.models.files import CheckpointError, finite, open_tensors
 from peftjax.storage import replacing
 
 PathLike = str | os.PathLike[str]
@@ -111,13 +111,8 @@ def _not_finite(arrays: Mapping) -> list[str]:
     return [
         f"{key}: expected finite values, found NaN or infinity"
         for key, array in sorted(arrays.items())
-        if jnp.issubdtype(array.dtype, jnp.inexact) and not _finite(array)
+        if jnp.issubdtype(array.dtype, jnp.inexact) and not finite(np.asarray(array))
     ]
-
-
-def _finite(array: Any) -> bool:
-    # NumPy on the host: jax.numpy would compile one program per shape.
-    return bool(np.isfinite(np.asarray(array)).all())
 
 
 def _shape(array: Any) -> str:

@@ -20,6 +20,7 @@ PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".msgpack", ".h5")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 _LARGEST_JSON = 2**26
+_CHUNK = 2**16  # entries, which fit a processor's cache
 
 
 class CheckpointError(ValueError):
@@ -45,6 +46,21 @@ class Tensor(NamedTuple):
         return prod(self.shape)
 
 
+def finite(array: np.ndarray) -> bool:
+    """Whether a floating array holds neither NaN nor infinity; it is not copied.
+
+    >>> finite(np.array([1.0, np.nan], np.float16))
+    False
+    """
+    flat, infinity = array.ravel(order="K"), np.array(np.inf, array.dtype)
+    parts = [slice(i, i + _CHUNK) for i in range(0, flat.size, _CHUNK)]
+    if array.itemsize != 2:
+        return all(np.isfinite(flat[part]).all() for part in parts)
+    # NumPy is slow on these. All bits of the exponent are set; in infinity no others.
+    flat, infinity = flat.view(np.uint16), infinity.view(np.uint16)
+    return not any(((flat[part] & infinity) == infinity).any() for part in parts)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
@@ -57,7 +73,10 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: expected JSON of at most {_LARGEST_JSON} bytes, found {size}"
             )
-        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_once)
+        text = path.read_text("utf-8")
+        value = json.loads(text, object_pairs_hook=_once)
+        if r"\ud" in text.lower():  # half a character is no text
+            json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     except RecursionError as error:
@@ -228,7 +247,10 @@ def _open_npz(path: Path) -> dict[str, Tensor]:
 
     tensors = {}
     with _reading(path), zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
+        members = archive.namelist()
+        if len({*members}) < len(members):
+            raise CheckpointError(f"{path}: expected every array once, found one twice")
+        for member in members:
             name = member.removesuffix(".npy")
             with archive.open(member) as stream:
                 major = np.lib.format.read_magic(stream)[0]

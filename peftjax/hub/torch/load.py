@@ -22,7 +22,7 @@ from peftjax.hub.torch.rules import Adapters, Found, collect
 from peftjax.methods.full import Full
 from peftjax.models.families import family_of
 from peftjax.models.family import Model
-from peftjax.models.files import CheckpointError, Tensor, open_tensors
+from peftjax.models.files import CheckpointError, Tensor, finite, open_tensors
 
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -195,7 +195,7 @@ class _Reading:
                 f"{name}: expected a floating tensor of shape {shape} by model and "
                 f"configuration, found {kind}{list(found.shape)}"
             )
-        if not np.isfinite(value := found.read().astype(np.float32)).all():
+        if not finite(value := found.read().astype(np.float32)):
             raise AdapterFileError(f"{name}: holds NaN or infinity")
         return value
 
