@@ -103,6 +103,7 @@ _ALL: dict[str, Field] = {
     "peft_type": ANY,
     "peft_version": Field("0", "a version", lambda v: isinstance(v, str)),
     "revision": ANY,
+    "runtime_config": ANY,
     "target_modules": NAMES,
     "task_type": ANY,
 }

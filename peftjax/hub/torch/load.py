@@ -17,7 +17,8 @@ from peftjax.hub.tensors import AdapterFileError, PathLike
 from peftjax.hub.torch.codec import Entry
 from peftjax.hub.torch.codecs import FIELDS, find_codec
 from peftjax.hub.torch.config import CONFIG, Config, read_config
-from peftjax.hub.torch.modules import Leaf, Modules, check_tied
+from peftjax.hub.torch.heads import check_heads, check_tied
+from peftjax.hub.torch.modules import Leaf, Modules
 from peftjax.hub.torch.rules import Adapters, Found, collect
 from peftjax.methods.full import Full
 from peftjax.models.families import family_of
@@ -61,6 +62,7 @@ def load_torch(
     paths, leaves, _ = flatten(variables)
     params = {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
     with _naming(folder):
+        check_heads(model, config, tensors)
         reading = _Reading(config, tensors, _modules(model, params, tensors))
         found = {**reading.adapted(), **reading.biases(), **reading.saved()}
         check_tied(model, {leaf.path for leaf in found})

@@ -166,20 +166,6 @@ class Modules:
         return found
 
 
-def check_tied(model: Model, paths: set[str]) -> None:
-    """Raise if a table is adapted that is the output layer as well.
-
-    The torch library then adapts the lookup alone; here the two are one parameter.
-    """
-    tied = family_of(model).tied(model)
-    if tied is not None and tied in paths:
-        table = tied.partition("/")[0]
-        raise AdapterFileError(
-            f"{table} is adapted, which in this model is the output layer as well; "
-            "the torch library adapts only the lookup. There is no equal here"
-        )
-
-
 def is_target(config: Config, module: str, kind: str = "dense") -> bool:
     """Whether a configuration means this module, by the torch library's rules.
 
@@ -226,6 +212,7 @@ def _in_layers(config: Config, module: str) -> bool:
     layers, lists = config["layers_to_transform"], config["layers_pattern"]
     layers = [layers] if isinstance(layers, int) else layers
     lists = [lists] if isinstance(lists, str) else lists
+    lists = [name for name in lists if name]
     starts = [LAYERS.replace("{}", name) for name in lists] or [
         r".*?\.[^.]*\.(?P<layer>\d+)\."
     ]
