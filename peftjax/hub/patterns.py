@@ -61,7 +61,7 @@ def check_patterns(patterns: Iterable[str], form: str = "{}") -> None:
                 f"{pattern!r:.120}: matching could take {steps:.0e} steps, more than "
                 f"{STEPS:.0e}: too much in it can match the same characters"
             )
-        total += steps
+        total += steps + REACH * len(pattern)  # the second for this function
         if total > _TOTAL:
             raise ValueError("too many patterns, which together are slow to match")
 
@@ -81,12 +81,12 @@ class _Ways(NamedTuple):
     """How many ways lead to one place, and through how many wide repetitions.
 
     Attributes:
-        count: the ways.
+        total: the ways.
         wide: the wide repetitions.
         before: the ways before a wide repetition that has just ended, or 0.
     """
 
-    count: float
+    total: float
     wide: int = 0
     before: float = 0.0
 
@@ -107,17 +107,15 @@ class _Count:
         ends = []
         for branch in item.branches:
             first = lead(branch, after)
-            self.steps += ways.count * (1.0 if first == ALL else 0.2)
+            self.steps += ways.total * (1.0 if first == ALL else 0.2)
             ends.append((first, self.row(branch, ways, after)))
         if item.ahead:
             return ways._replace(before=0.0)
-        # Of alternatives that begin with other characters only one goes on.
-        leads = {1 << i for i in range(130)} if len(ends) > 1 else {ALL}
-        count = max(sum(e.count for first, e in ends if first & one) for one in leads)
+        total = _most([(first, end.total) for first, end in ends])
         words = [_word(branch) for branch in item.branches]
         if ways.before and all(words) and len(words) <= _WORDS:
-            count = min(count, ways.at(words))
-        return _Ways(count, max(end.wide for _, end in ends))
+            total = min(total, ways.at(words))
+        return _Ways(total, max(end.wide for _, end in ends))
 
     def row(self, items: Sequence[Item], ways: _Ways, after: int) -> _Ways:
         """Return the ways after items that follow each other."""
@@ -127,9 +125,10 @@ class _Count:
             if isinstance(item, Either):
                 ways = self.either(item, ways, rest)
             elif ways.before and (letter := _word([item])):
-                self.steps += ways.count
+                self.steps += ways.total
                 word += letter
-                ways = ways._replace(count=ways.at([word[:_SEEN]]))
+                if len(word) <= _SEEN:
+                    ways = ways._replace(total=ways.at([word]))
             else:
                 ways, word = self.repeat(item, ways, rest), ""
         return ways
@@ -142,11 +141,25 @@ class _Count:
         if every and follow == END and item.low <= item.width == 1:
             self.steps += lengths  # it takes all that is left, and that is the match
             return ways._replace(before=0.0)
-        self.steps += ways.count * item.cost * (item.low * item.width + lengths)
+        self.steps += ways.total * item.cost * (item.low * item.width + lengths)
         if lengths == 1 or not item.mask & follow:
             return ways._replace(before=0.0)
-        count, before = ways.count * lengths, ways.count if wide else 0.0
-        return _Ways(count, ways.wide + wide, before)
+        before = ways.total if wide else 0.0
+        return _Ways(ways.total * lengths, ways.wide + wide, before)
+
+
+def _most(ends: Sequence[tuple[int, float]]) -> float:
+    """Return the most ways with one first character, of those of all alternatives."""
+    always, by_first = 0.0, {0: 0.0}
+    for first, total in ends:
+        if first == ALL:
+            always += total
+            continue
+        while first:
+            char = first & -first
+            by_first[char] = by_first.get(char, 0.0) + total
+            first ^= char
+    return always + max(by_first.values())
 
 
 def _word(items: Sequence[Item]) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def preset():
         for name in family.called:
             for method in ("full", "bitfit", pj.LoRA(2, alpha=4.0)):
                 yield from presets.rules(name, method)
-            every = [*family.placements.parts]
+            every: Any = [*family.placements.parts]
             yield from presets.rules(name, pj.LoRA(2, alpha=4.0), parts=every)
 
 

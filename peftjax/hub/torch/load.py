@@ -218,7 +218,8 @@ class _Reading:
 
 
 def _repeats(leaf: Leaf, tensor: Tensor, own: Any) -> bool:
-    if isinstance(own, jax.ShapeDtypeStruct) or len(tensor.shape) != len(leaf.order):
+    shape = tuple(leaf.shape[i] for i in np.argsort(leaf.order))
+    if isinstance(own, jax.ShapeDtypeStruct) or tensor.shape != shape:
         return False
     own = np.asarray(own if leaf.number is None else own[leaf.number])
     return np.array_equal(leaf.to_ours(tensor.read()), own)
