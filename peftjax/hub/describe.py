@@ -7,18 +7,27 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from peftjax.core.method import Method
 from peftjax.methods import ALL
 
 
-def describe(method: Method) -> dict[str, Any]:
-    """Return `{"name": class name, "settings": {field: value}}`, ready for JSON.
+class Described(msgspec.Struct, forbid_unknown_fields=True):
+    """A method as JSON has it: the name of its class, and its settings."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+def describe(method: Method) -> Described:
+    """Return name and settings of a method, ready for JSON.
 
     Raises:
         TypeError: a setting is neither a number, string, bool, None, tuple nor method.
 
     >>> from peftjax.methods.lora import LoRA
-    >>> describe(LoRA(rank=2, alpha=3.0))["settings"]["alpha"]
+    >>> describe(LoRA(rank=2, alpha=3.0)).settings["alpha"]
     3.0
     """
     owner = type(method).__name__
@@ -26,46 +35,48 @@ def describe(method: Method) -> dict[str, Any]:
         field.name: _encode(f"{owner}.{field.name}", getattr(method, field.name))
         for field in dataclasses.fields(method)
     }
-    return {"name": owner, "settings": settings}
+    return Described(owner, settings)
 
 
 def restore(document: Any, methods: Iterable[type[Method]] = ()) -> Method:
     """Build the method that `describe` described.
 
     Args:
-        document: what `describe` returned, read back from JSON.
+        document: what `describe` returned, perhaps read back from JSON.
         methods: classes of the caller's own, looked up before the library's.
 
     Raises:
-        ValueError: the document is malformed, or names an unknown class or setting.
+        ValueError: the document is malformed, names an unknown class or setting, or a
+            value does not fit the method.
     """
     methods = tuple(methods)
     known = {cls.__name__: cls for cls in (*ALL, *methods)}
-    if not isinstance(document, dict) or set(document) != {"name", "settings"}:
-        raise ValueError(
-            f'expected a method as {{"name", "settings"}}, found {document!r}'
-        )
-    name, settings = document["name"], document["settings"]
-    if not isinstance(name, str) or not isinstance(settings, dict):
-        raise ValueError(f"expected a method's name and settings, found {document!r}")
+    try:
+        document = msgspec.convert(document, Described)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"expected a method's name and settings: {error}") from error
+    name, settings = document.name, document.settings
     if name not in known:
         near = difflib.get_close_matches(name, known, 3) or sorted(known)
         raise ValueError(
-            f"unknown method {name!r}: expected one of {', '.join(near)}; pass the "
+            f"unknown method {name!r:.80}: expected one of {', '.join(near)}; pass the "
             "class in `methods` if it is your own"
         )
     fields = {field.name for field in dataclasses.fields(known[name]) if field.init}
     if unknown := sorted(set(settings) - fields):
         raise ValueError(
-            f"{name} has no setting {unknown[0]!r}: expected {sorted(fields)}"
+            f"{name} has no setting {unknown[0]!r:.80}: expected {sorted(fields)}"
         )
     values = {key: _decode(value, methods) for key, value in settings.items()}
-    return known[name](**values)
+    try:
+        return known[name](**values)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _encode(where: str, value: Any) -> Any:
     if isinstance(value, Method):
-        return describe(value)
+        return msgspec.to_builtins(describe(value))
     if isinstance(value, tuple | list):
         return [_encode(where, item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):

@@ -9,11 +9,9 @@ own because people read and compare them; a safetensors header is no place for t
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import metadata
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,15 @@ import jax
 
 from peftjax.core.method import Method
 from peftjax.hub.describe import describe, restore
-from peftjax.hub.fingerprint import describe_base, differences
-from peftjax.hub.formats import FORMAT, migrate
+from peftjax.hub.facts import Facts, SiteFacts, check_facts, read_facts, write_facts
+from peftjax.hub.fingerprint import describe_base
+from peftjax.hub.formats import FORMAT
+from peftjax.hub.patterns import check_patterns
 from peftjax.hub.tensors import (
     AdapterFileError,
     PathLike,
     check_arrays,
     read,
-    refuse,
     write,
 )
 from peftjax.storage import replacing
@@ -64,8 +63,8 @@ def save(
     facts = _facts(peft, variables)
     with replacing(tensors_file) as new_tensors, replacing(facts_file) as new_facts:
         write(new_tensors, tensors)
-        facts["sha256"] = _sha256(new_tensors)
-        new_facts.write_text(json.dumps(facts, indent=1) + "\n")
+        facts.sha256 = _sha256(new_tensors)
+        write_facts(new_facts, facts)
     return tensors_file, facts_file
 
 
@@ -86,10 +85,10 @@ def load(path: PathLike, peft: Any, variables: Any = None) -> Adapters:
             value is not finite. The message names path, expected and found.
     """
     tensors_file, facts_file = _pair(path)
-    facts, tensors = _read_facts(facts_file), read(tensors_file)
-    _check_facts(facts_file, _facts(peft, variables), facts)
+    facts = read_facts(facts_file)
+    check_facts(facts_file, _facts(peft, variables), facts)
     expected = _expected_arrays(peft)
-    check_arrays(tensors_file, _flat(expected), tensors)
+    tensors = read(tensors_file, _flat(expected))
     _check_pair(tensors_file, facts_file, facts)
     return {
         path: {name: tensors[f"{path}:{name}"] for name in names}
@@ -114,12 +113,16 @@ def read_module(
             is not finite.
     """
     tensors_file, facts_file = _pair(path)
-    facts, tensors = _read_facts(facts_file), read(tensors_file)
+    facts, tensors = read_facts(facts_file), read(tensors_file)
     _check_pair(tensors_file, facts_file, facts)
-    check_arrays(tensors_file, tensors, tensors)
     adapters: Adapters = {}
     for key, value in tensors.items():
-        site, _, name = key.rpartition(":")
+        site, colon, name = key.rpartition(":")
+        if not colon or (site and site not in facts.sites):
+            raise AdapterFileError(
+                f"{tensors_file}: {key!r:.200}: expected arrays of the sites in "
+                f"{facts_file.name}, found another"
+            )
         adapters.setdefault(site, {})[name] = value
     return read_rules(path, methods), adapters
 
@@ -135,16 +138,15 @@ def read_rules(
 
     Raises:
         FileNotFoundError: the file is absent.
-        AdapterFileError: the file is damaged or names an unknown method.
+        AdapterFileError: the file is damaged, names an unknown method, or has a pattern
+            that may be slow to match; give `adapt` and `load` rules of your own then.
     """
     file = _pair(path)[1]
-    methods = tuple(methods)
+    rules, methods = read_facts(file).rules, tuple(methods)
     try:
-        return {
-            pattern: restore(method, methods)
-            for pattern, method in _read_facts(file)["rules"]
-        }
-    except (TypeError, ValueError) as error:
+        check_patterns(pattern for pattern, _ in rules)
+        return {pattern: restore(method, methods) for pattern, method in rules}
+    except ValueError as error:
         raise AdapterFileError(f"{file}: {error}") from error
 
 
@@ -153,11 +155,11 @@ def _pair(path: PathLike) -> tuple[Path, Path]:
     return Path(f"{name}.safetensors"), Path(f"{name}.json")
 
 
-def _check_pair(tensors_file: Path, facts_file: Path, facts: Mapping) -> None:
+def _check_pair(tensors_file: Path, facts_file: Path, facts: Facts) -> None:
     """Raise unless the arrays are those that the facts are about."""
-    if (found := _sha256(tensors_file)) != facts["sha256"]:
+    if (found := _sha256(tensors_file)) != facts.sha256:
         raise AdapterFileError(
-            f"{tensors_file}: expected SHA-256 {facts['sha256']} as {facts_file.name} "
+            f"{tensors_file}: expected SHA-256 {facts.sha256:.80} as {facts_file.name} "
             f"says, found {found}; one of the two was changed, or a save was cut off "
             "between them: save the adapters again"
         )
@@ -168,65 +170,18 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_facts(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: expected the adapters' JSON, found none")
-    try:
-        facts = migrate(json.loads(file.read_text()))
-    except ValueError as error:
-        raise AdapterFileError(
-            f"{file}: truncated or not JSON ({error}); save or copy it again"
-        ) from error
-    wanted = {"format", "rules", "sites", "base", "versions", "sha256"}
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
-        raise AdapterFileError(f"{file}: expected format {FORMAT}, found {found!r}")
-    if wanted != facts.keys():
-        raise AdapterFileError(
-            f"{file}: expected the keys {sorted(wanted)}, found {sorted(facts)}"
-        )
-    return facts
-
-
-def _facts(peft: Any, variables: Any) -> dict[str, Any]:
-    versions = {name: metadata.version(name) for name in ("jax", "flax", "numpy")}
+def _facts(peft: Any, variables: Any) -> Facts:
     sites = {
-        site.path: {
-            "kind": site.kind,
-            "shape": list(site.shape),
-            "method": describe(site.method),
-        }
+        site.path: SiteFacts(site.kind, list(site.shape), describe(site.method))
         for site in peft.sites
     }
-    return {
-        "format": FORMAT,
-        "rules": [[pattern, describe(method)] for pattern, method in peft.rules],
-        "sites": sites,
-        "base": describe_base(peft, variables),
-        "versions": versions,
-    }
-
-
-def _check_facts(file: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
-    """Raise unless model, sites and rules are the same; versions may differ."""
-    expected = json.loads(json.dumps(expected))
-    try:
-        refuse(file, "another model", differences(expected["base"], found["base"]))
-        rules = _unequal(
-            [f"{pattern!r}: {_show(method)}" for pattern, method in expected["rules"]],
-            [f"{pattern!r}: {_show(method)}" for pattern, method in found["rules"]],
-        )
-        refuse(file, "other rules", rules)
-        sites = _unequal(
-            [f"{path}: {site}" for path, site in sorted(expected["sites"].items())],
-            [f"{path}: {site}" for path, site in sorted(found["sites"].items())],
-        )
-        refuse(file, "other sites", sites)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise AdapterFileError(
-            f"{file}: expected rules, sites and base as `save` writes them, found a "
-            f"changed layout ({error!r}); save the adapters again"
-        ) from error
+    return Facts(
+        format=FORMAT,
+        rules=[(pattern, describe(method)) for pattern, method in peft.rules],
+        sites=sites,
+        base=describe_base(peft, variables),
+        versions={name: metadata.version(name) for name in ("jax", "flax", "numpy")},
+    )
 
 
 def _expected_arrays(peft: Any) -> dict[str, dict[str, Any]]:
@@ -240,17 +195,3 @@ def _flat(adapters: Mapping) -> dict[str, Any]:
         for path, names in adapters.items()
         for name, array in names.items()
     }
-
-
-def _show(method: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{k}={v}" for k, v in method["settings"].items())
-    return f"{method['name']}({settings})"
-
-
-def _unequal(expected: Sequence[str], found: Sequence[str]) -> list[str]:
-    """Return one line per position at which the lines differ."""
-    return [
-        f"expected {here}, found {there}"
-        for here, there in zip_longest(expected, found, fillvalue="nothing")
-        if here != there
-    ]

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 
 from peftjax.core.paths import flatten
@@ -24,8 +25,19 @@ from peftjax.core.paths import flatten
 SAMPLES = 4096
 
 
-def describe_base(peft: Any, variables: Any = None) -> dict[str, Any]:
-    """Return `{path: {"shape", "dtype", "digest"}}` of all parameters.
+class BaseLeaf(msgspec.Struct, forbid_unknown_fields=True):
+    """A leaf of the frozen model; the digest is of its content, where it is known."""
+
+    shape: list[int]
+    dtype: str
+    digest: str | None
+
+    def __str__(self) -> str:
+        return f"{self.dtype:.80}{self.shape}"
+
+
+def describe_base(peft: Any, variables: Any = None) -> dict[str, BaseLeaf]:
+    """Return shape, dtype and digest of all parameters by path.
 
     `digest` is None where the leaf is abstract, spread over other processes or
     replaced, and everywhere without `variables`.
@@ -35,35 +47,32 @@ def describe_base(peft: Any, variables: Any = None) -> dict[str, Any]:
         names, leaves, _ = flatten(variables)
     replaced = {site.path for site in peft.sites if site.method.replaces}
     return {
-        name: {
-            "shape": list(leaf.shape),
-            "dtype": np.dtype(leaf.dtype).name,
-            "digest": None if name in replaced else _digest(leaf),
-        }
+        name: BaseLeaf(
+            list(leaf.shape),
+            np.dtype(leaf.dtype).name,
+            None if name in replaced else _digest(leaf),
+        )
         for name, leaf in zip(names, leaves)
         if name is not None
     }
 
 
-def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Return one line per leaf that differs between two descriptions' `leaves`."""
+def differences(
+    expected: Mapping[str, BaseLeaf], found: Mapping[str, BaseLeaf]
+) -> list[str]:
+    """Return one line per leaf that differs between two descriptions."""
     lines = []
     for path in sorted(expected.keys() | found.keys()):
         here, there = expected.get(path), found.get(path)
-        if here is None or there is None:
-            lines.append(f"{path}: expected {_show(here)}, found {_show(there)}")
-        elif _show(here) != _show(there):
-            lines.append(f"{path}: expected {_show(here)}, found {_show(there)}")
-        elif here["digest"] and there["digest"] and here["digest"] != there["digest"]:
+        if here is None or there is None or str(here) != str(there):
+            here, there = here or "no such leaf", there or "no such leaf"
+            lines.append(f"{path:.200}: expected {here}, found {there}")
+        elif here.digest and there.digest and here.digest != there.digest:
             lines.append(
-                f"{path}: expected the values with digest {here['digest']}, "
-                f"found {there['digest']}"
+                f"{path}: expected the values with digest {here.digest}, "
+                f"found {there.digest:.80}"
             )
     return lines
-
-
-def _show(leaf: Mapping[str, Any] | None) -> str:
-    return "no such leaf" if leaf is None else f"{leaf['dtype']}{leaf['shape']}"
 
 
 def _digest(leaf: Any) -> str | None:

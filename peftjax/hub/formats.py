@@ -27,7 +27,8 @@ def migrate(facts: Any) -> Any:
     >>> migrate({"format": 1, "rules": [["kernel", method]]})["rules"][0][1]
     {'name': 'Hydra', 'settings': {'rank': 2, 'start': 'normal'}}
     """
-    if not isinstance(facts, dict) or facts.get("format") != 1:
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if type(found) is not int or found != 1:
         return facts
     return {**_renamed(facts), "format": FORMAT}
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.core.paths import flatten
+from peftjax.models.files import CheckpointError, finite, open_tensors
 from peftjax.storage import replacing
 
 PathLike = str | os.PathLike[str]
@@ -42,10 +43,9 @@ def load_tree(path: PathLike, like: Any) -> Any:
     Raises:
         AdapterFileError: the file is damaged, or its names, shapes or dtypes differ.
     """
-    tensors = read(Path(path))
     paths, leaves, structure = flatten(like)
     expected = {name: leaf for name, leaf in zip(paths, leaves) if name is not None}
-    check_arrays(path, expected, tensors)
+    tensors = read(Path(path), expected)
     new = [leaf if name is None else tensors[name] for name, leaf in zip(paths, leaves)]
     return jax.tree.unflatten(structure, new)
 
@@ -66,47 +66,53 @@ def write(file: Path, tensors: Mapping[str, Any]) -> None:
         raise OSError(f"{file}: not written: {error}") from error
 
 
-def read(file: Path) -> dict[str, jax.Array]:
+def read(file: Path, expected: Mapping | None = None) -> dict[str, jax.Array]:
     """Read arrays by name.
+
+    Args:
+        file: the file.
+        expected: arrays or their shapes; unless the file's header says the same, no
+            array is read.
 
     Raises:
         FileNotFoundError: there is no such file.
-        AdapterFileError: the file is truncated or of another format.
+        AdapterFileError: the file is truncated or of another format, or holds other
+            arrays; a value is not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     if not file.is_file():
         raise FileNotFoundError(f"{file}: expected a safetensors file, found none")
     try:
-        return jax.device_put(load_file(file))
-    except (SafetensorError, AttributeError) as error:  # the second: unknown dtypes
-        raise AdapterFileError(
-            f"{file}: truncated or not a safetensors file ({error}); "
-            f"found {file.stat().st_size} bytes; save or copy it again"
-        ) from error
+        tensors = open_tensors(file)
+        refuse(file, "other arrays", _others(expected or tensors, tensors))
+        arrays = {name: tensor.read() for name, tensor in tensors.items()}
+    except CheckpointError as error:
+        raise AdapterFileError(str(error)) from error
+    refuse(file, "values that are not finite", _not_finite(arrays))
+    return jax.device_put(arrays)
 
 
 def check_arrays(file: Any, expected: Mapping, found: Mapping) -> None:
     """Raise unless names, shapes and dtypes are as expected, and all is finite."""
+    refuse(file, "other arrays", _others(expected, found))
+    refuse(file, "values that are not finite", _not_finite(found))
+
+
+def _others(expected: Mapping, found: Mapping) -> list[str]:
     lines = []
     for key in sorted(expected.keys() | found.keys()):
         here = _shape(expected[key]) if key in expected else "no such array"
         there = _shape(found[key]) if key in found else "no such array"
         if here != there:
-            lines.append(f"{key}: expected {here}, found {there}")
-    refuse(file, "other arrays", lines)
-    lines = [
+            lines.append(f"{key:.200}: expected {here}, found {there}")
+    return lines
+
+
+def _not_finite(arrays: Mapping) -> list[str]:
+    return [
         f"{key}: expected finite values, found NaN or infinity"
-        for key, array in sorted(found.items())
-        if jnp.issubdtype(array.dtype, jnp.inexact) and not _finite(array)
+        for key, array in sorted(arrays.items())
+        if jnp.issubdtype(array.dtype, jnp.inexact) and not finite(np.asarray(array))
     ]
-    refuse(file, "values that are not finite", lines)
-
-
-def _finite(array: Any) -> bool:
-    # NumPy on the host: jax.numpy would compile one program per shape.
-    return bool(np.isfinite(np.asarray(array)).all())
 
 
 def _shape(array: Any) -> str:

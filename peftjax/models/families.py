@@ -81,6 +81,11 @@ def file_head(
         CheckpointError: it is the head of a task that the models here do not have.
     """
     name, axis = kind.head
+    if "qa_outputs.weight" in tensors:
+        raise CheckpointError(
+            "qa_outputs.weight: a head for answers in a text; expected one for "
+            'whole sequences: give head=number of classes for a new one, or head="none"'
+        )
     if name not in tensors:
         return kind.other_head(config, tensors.keys())
     architecture = str(config.get("architectures") or "")

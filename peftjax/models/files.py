@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -18,6 +19,8 @@ import numpy as np
 PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".msgpack", ".h5")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+_LARGEST_JSON = 2**26
+_CHUNK = 2**16  # entries, which fit a processor's cache
 
 
 class CheckpointError(ValueError):
@@ -43,23 +46,60 @@ class Tensor(NamedTuple):
         return prod(self.shape)
 
 
+def finite(array: np.ndarray) -> bool:
+    """Whether a floating array holds neither NaN nor infinity; it is not copied.
+
+    >>> finite(np.array([1.0, np.nan], np.float16))
+    False
+    """
+    flat, infinity = array.ravel(order="K"), np.array(np.inf, array.dtype)
+    parts = [slice(i, i + _CHUNK) for i in range(0, flat.size, _CHUNK)]
+    if array.itemsize != 2:
+        return all(np.isfinite(flat[part]).all() for part in parts)
+    # NumPy is slow on these. All bits of the exponent are set; in infinity no others.
+    flat, infinity = flat.view(np.uint16), infinity.view(np.uint16)
+    return not any(((flat[part] & infinity) == infinity).any() for part in parts)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        CheckpointError: the file is absent, is not JSON, or holds another JSON value.
+        CheckpointError: the file is absent, too large, not JSON, has one key twice, or
+            holds another JSON value.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        if (size := path.stat().st_size) > _LARGEST_JSON:
+            raise CheckpointError(
+                f"{path}: expected JSON of at most {_LARGEST_JSON} bytes, found {size}"
+            )
+        text = path.read_text("utf-8")
+        value = json.loads(text, object_pairs_hook=_once)
+        if r"\ud" in text.lower():  # half a character is no text
+            json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a JSON file: {error}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: not JSON of ours: nested too deep") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: truncated or not a JSON file: {error}; copy it again"
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(
             f"{path}: expected a JSON object, found {type(value).__name__}"
         )
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r:.80} is there twice")
+    return found
 
 
 def find_weights(path: Path) -> Path:
@@ -207,7 +247,10 @@ def _open_npz(path: Path) -> dict[str, Tensor]:
 
     tensors = {}
     with _reading(path), zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
+        members = archive.namelist()
+        if len({*members}) < len(members):
+            raise CheckpointError(f"{path}: expected every array once, found one twice")
+        for member in members:
             name = member.removesuffix(".npy")
             with archive.open(member) as stream:
                 major = np.lib.format.read_magic(stream)[0]

@@ -22,6 +22,7 @@ from peftjax.models.files import (
     CheckpointError,
     Tensor,
     find_weights,
+    finite,
     open_tensors,
     read_json,
 )
@@ -38,6 +39,7 @@ def load(
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     key: jax.Array | None = None,
+    allow_nonfinite: bool = False,
     **options: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Load a pretrained model.
@@ -57,6 +59,7 @@ def load(
         mesh: a mesh of `peftjax.parallel.mesh.make_mesh`, on which every parameter goes
             straight into its shards.
         key: draws a new head; `jax.random.key(0)` if absent.
+        allow_nonfinite: let NaN and infinity in the weights pass.
         **options: further fields of the module or of its configuration: `scan_layers`,
             `remat`, `hidden_dropout_prob`, a ViT's `image_size`, `fused_qkv`, ...
 
@@ -64,8 +67,8 @@ def load(
         The module and `{"params": ...}`.
 
     Raises:
-        CheckpointError: a file is absent, damaged, a pickle, of no known family, or
-            does not fit the model.
+        CheckpointError: a file is absent, damaged, a pickle, of no known family, does
+            not fit the model, or holds NaN or infinity.
         TypeError: an option is not a field of the model.
         ValueError: the model cannot have that head.
     """
@@ -84,7 +87,7 @@ def load(
         model = _with_options(model, options)
         key = jax.random.key(0) if key is None else key
         leaves, draw = _match(model, family, kind, tensors, head, key)
-    params = _fill(leaves, draw(), dtype, mesh)
+        params = _fill(leaves, draw(), dtype, mesh, allow_nonfinite)
     if family.resize and image_size:
         model, params = family.resize(model, params, image_size)
     return model, {"params": params}
@@ -117,6 +120,8 @@ def _naming(weights: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
+        if str(error).startswith(str(weights)):
+            raise
         raise CheckpointError(f"{weights}: {error}") from error
 
 
@@ -223,15 +228,28 @@ def _channels(
 
 
 def _fill(
-    leaves: Mapping[str, Leaf], params: dict[str, Any], dtype: Any, mesh: Any
+    leaves: Mapping[str, Leaf],
+    params: dict[str, Any],
+    dtype: Any,
+    mesh: Any,
+    allow_nonfinite: bool,
 ) -> dict[str, Any]:
-    """Return the parameters, read one at a time."""
+    """Return the parameters, read one at a time.
+
+    Raises:
+        CheckpointError: one cannot be read, or is not finite.
+    """
     # The largest first: a copy of it fits while little else is in memory.
     for path in sorted(leaves, key=lambda path: -leaves[path].size):
         read = leaves[path].read
         value = params[path] if read is None else read()
         if dtype is not None:
             value = value.astype(jnp.dtype(dtype))
+        if read is not None and not allow_nonfinite and not finite(value):
+            raise CheckpointError(
+                f"parameter {path}: holds NaN or infinity as {value.dtype}; fetch the "
+                "file again, or load with allow_nonfinite=True"
+            )
         # Transfers run on their own: without waiting, several are under way at once.
         params[path] = jax.block_until_ready(_placed(value, mesh))
         del value

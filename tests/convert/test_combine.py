@@ -11,7 +11,7 @@ from peftjax.convert import combine
 from peftjax.methods.composition import sites
 from peftjax.methods.lora import LoRA
 from tests.helpers import lora_modules
-from tests.helpers.goldens import arrays, close
+from tests.helpers.goldens import arrays, close, load
 from tests.helpers.lora_modules import PATH, delta, trees
 
 
@@ -49,6 +49,70 @@ def test_rules_of_the_torch_library(torch, rule):
     if rule != "svd":  # whose factors are known up to signs
         close(p["a"], golden[f"{rule}.lora_A.weight"].T)
         close(p["b"], golden[f"{rule}.lora_B.weight"].T)
+
+
+MORE = [
+    "svd",
+    "ties_frequency",
+    "ties_svd",
+    "ties_svd_frequency",
+    "magnitude_prune_svd",
+    "dare_linear",
+    "dare_linear_svd",
+    "dare_ties",
+    "dare_ties_frequency",
+    "dare_ties_svd",
+]
+
+
+@pytest.fixture(scope="module")
+def second():
+    golden = load("combine_peft")
+    return golden, lora_modules.modules_of(golden)
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_every_rule_gives_the_torch_librarys_product(second, monkeypatch, name):
+    golden, modules = second
+    rule, options = name.removesuffix("_frequency"), {}
+    if name != rule:
+        options["majority_sign_method"] = "frequency"
+    if rule != "svd":
+        options["density"] = float(golden["density"])
+    if "dare" in rule:
+        options["key"] = jax.random.key(0)
+        drawn = [golden[f"{name}.masks.{i}"].T for i in range(6 - 3 * ("svd" in rule))]
+        stacks = [np.stack(drawn[i : i + 3]) for i in range(0, len(drawn), 3)]
+        draws = iter(stacks)
+        monkeypatch.setattr(jax.random, "bernoulli", lambda *_: next(draws))
+    found = getattr(combine, rule)(modules, golden["weights"].tolist(), **options)
+    close(delta(found), golden[f"{name}.delta"].T)
+    assert found[0] == LoRA(3, alpha=3.0)
+
+
+def test_the_torch_librarys_rslora_is_larger_by_the_root_of_the_rank(second):
+    golden, modules = second
+    modules = [(LoRA(m.rank, alpha=m.alpha, rs=True), p) for m, p in modules]
+    found = delta(combine.linear(modules, golden["weights"].tolist()))
+    close(np.sqrt(3) * found, golden["rslora.linear.delta"].T)
+
+
+def test_dare_draws_from_its_key_and_keeps_the_mean(second):
+    _, modules = second
+    weights, keys = [1.0, 0.5, -0.5], jax.random.split(jax.random.key(3), 4000)
+
+    def product(key):
+        _, p = combine.dare_linear_svd(modules, weights, 0.5, key, rank=5)
+        return p["a"] @ p["b"]
+
+    draws = jax.jit(jax.vmap(product))(keys)
+    exact = delta(combine.cat(modules, weights))
+    error = draws.std(0) / np.sqrt(len(keys))
+    assert (jnp.abs(draws.mean(0) - exact) < 5 * error).all()
+    again = delta(combine.dare_linear_svd(modules, weights, 0.5, keys[0], rank=5))
+    close(again, draws[0])
+    a, b = (combine.dare_linear(modules, weights, 0.5, key)[1] for key in keys[:2])
+    assert (a["a"] != b["a"]).any() and (a["b"] != b["b"]).any()
 
 
 def test_linear_is_not_the_average_of_the_products(torch):
@@ -96,6 +160,12 @@ def test_rules_that_do_not_fit(mixed):
         combine.cat(modules, [1.0] * 2)
     with pytest.raises(ValueError, match="rank of 1 … 5"):
         combine.svd(modules, [1.0] * 3, rank=6)
+    with pytest.raises(ValueError, match="majority_sign_method"):
+        combine.ties(modules[:1], [1.0], 0.5, majority_sign_method="median")
+    with pytest.raises(ValueError, match="density"):
+        combine.dare_linear_svd(modules, [1.0] * 3, 1.5, jax.random.key(0))
+    with pytest.raises(ValueError, match="rank of 1 … 5"):
+        combine.ties_svd(modules, [1.0] * 3, 0.5, rank=6)
     with pytest.raises(ValueError, match="density"):
         combine.ties(modules[:1], [1.0], density=0.0)
 

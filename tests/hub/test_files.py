@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -286,7 +287,7 @@ class Own(pj.Method):
 
 def test_methods_survive_json_with_tuples_and_inner_methods():
     method = Own(sizes=(3, 4), inner=pj.LoRA(rank=2, alpha=3.0))
-    text = json.dumps(describe(method))
+    text = msgspec.json.encode(describe(method))
     assert restore(json.loads(text), [Own]) == method
 
 

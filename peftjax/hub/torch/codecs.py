@@ -45,22 +45,29 @@ from peftjax.methods import (
 _EVERY: tuple[Kind, ...] = ("dense", "conv", "embedding")
 _WIDE: tuple[Kind, ...] = ("dense", "conv")
 
+# `fan_in_fan_out` is for GPT-2's layers; on others the library ignores it.
 _LORA: dict[str, Field] = {
     "alpha_pattern": table(NUMBER),
     "bias": only("none", "all", "lora_only"),
+    # Settings of starts that are refused below, and ignored with another start.
+    "corda_config": ANY,
     "ensure_weight_tying": NO,
     "eva_config": ANY,
-    "fan_in_fan_out": NO,
+    "fan_in_fan_out": FLAG,
     # Starts that leave the frozen weight as it was; the others subtract from it.
     "init_lora_weights": only(True, False, "gaussian", "eva", "orthogonal", "mica"),
-    "loftq_config": only({}),
+    "layer_replication": only([]),
+    "loftq_config": ANY,
     "lora_alpha": NUMBER,
     "lora_bias": NO,
     "lora_dropout": RATE,
+    "lora_ga_config": ANY,
     "megatron_core": ANY,
+    "merge_weights": FLAG,
     "qalora_group_size": ANY,
     "r": RANK,
     "rank_pattern": table(RANK),
+    "target_parameters": only([]),
     "use_dora": FLAG,
     "use_qalora": NO,
     "use_rslora": FLAG,
@@ -155,7 +162,7 @@ def _write_hra(methods: Methods, biased: set[str]) -> dict[str, Any]:
 
 
 _IA3: dict[str, Field] = {
-    "fan_in_fan_out": NO,
+    "fan_in_fan_out": FLAG,
     "feedforward_modules": NAMES,
     "init_ia3_weights": ANY,
 }
@@ -183,7 +190,7 @@ _OFT: dict[str, Field] = {
     "block_share": FLAG,
     "coft": NO,
     "eps": ANY,
-    "fan_in_fan_out": NO,
+    "fan_in_fan_out": FLAG,
     "init_weights": ANY,
     "module_dropout": only(0, 0.0),  # OFT here has none
     "num_cayley_neumann_terms": only(5),

@@ -8,15 +8,20 @@ to a start or to a runtime are let pass. What is not listed must be null.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peftjax.hub.patterns import check_patterns
 from peftjax.hub.tensors import AdapterFileError
+from peftjax.models.files import CheckpointError, read_json
 
 CONFIG = "adapter_config.json"
 Config = Mapping[str, Any]
+
+# How the library uses the patterns of a configuration, which `{}` stands for.
+ENDING = r"(.*\.)?({})$"
+LAYERS = r"(?:.*?\.)?{}\.(?P<layer>\d+)\."
 
 
 class Field(NamedTuple):
@@ -52,19 +57,21 @@ def _names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _pattern(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(re.compile(value))
-    except (re.error, OverflowError, RecursionError):
+def _patterns(value: Any, form: str = "{}") -> bool:
+    if not _names(value):
         return False
+    check_patterns(value, form)
+    return True
 
 
 def table(field: Field) -> Field:
     """Return a field that holds values of another by pattern, none by default."""
 
     def accepts(found: Any) -> bool:
-        return isinstance(found, dict) and all(
-            _pattern(key) and field.accepts(value) for key, value in found.items()
+        return (
+            isinstance(found, dict)
+            and all(map(field.accepts, found.values()))
+            and _patterns([*found], ENDING)
         )
 
     return Field({}, f"{{pattern: {field.expected}}}", accepts)
@@ -75,7 +82,7 @@ ANY = Field(None, "anything", lambda value: True)
 FLAG = only(False, True)
 NUMBER = Field(8, "a number", _number)
 NAMES = Field(
-    (), "module names or a regular expression", lambda v: _names(v) or _pattern(v)
+    (), "module names or a regular expression", lambda v: _names(v) or _patterns([v])
 )
 RANK = Field(8, "an integer >= 1", lambda v: _integer(v) and v >= 1)
 COUNT = Field(0, "an integer >= 0", lambda v: _integer(v) and v >= 0)
@@ -88,7 +95,7 @@ _ALL: dict[str, Field] = {
     "base_model_name_or_path": ANY,
     "exclude_modules": NAMES,
     "inference_mode": ANY,
-    "layers_pattern": Field((), "patterns", lambda v: all(map(_pattern, _list(v)))),
+    "layers_pattern": Field((), "patterns", lambda v: _patterns(_list(v), LAYERS)),
     "layers_to_transform": Field(
         (), "layer numbers", lambda v: all(map(_integer, _list(v)))
     ),
@@ -96,6 +103,7 @@ _ALL: dict[str, Field] = {
     "peft_type": ANY,
     "peft_version": Field("0", "a version", lambda v: isinstance(v, str)),
     "revision": ANY,
+    "runtime_config": ANY,
     "target_modules": NAMES,
     "task_type": ANY,
 }
@@ -116,15 +124,9 @@ def read_config(file: Path, methods: Mapping[str, Fields]) -> Config:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: expected an adapter's configuration")
     try:
-        found = json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterFileError(
-            f"{file}: truncated or not JSON ({error}); copy it again"
-        ) from error
-    if not isinstance(found, dict):
-        raise AdapterFileError(
-            f"{file}: expected a JSON object, found {type(found).__name__}"
-        )
+        found = read_json(file)
+    except CheckpointError as error:
+        raise AdapterFileError(str(error)) from error
     try:
         return complete(found, methods)
     except ValueError as error:
@@ -154,7 +156,14 @@ def _check(known: Fields, given: Mapping[str, Any]) -> None:
             "adapter computes. Set them to null if they do not"
         )
     for name, value in given.items():
-        if not known[name].accepts(value):
+        try:
+            accepted = known[name].accepts(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{name}: expected {known[name].expected} that is quick to match, "
+                f"found {error}. List the names of modules instead"
+            ) from error
+        if not accepted:
             raise ValueError(
                 f"{name}: expected {known[name].expected}, found {value!r:.200}; "
                 "anything else has no equal here"

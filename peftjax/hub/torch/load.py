@@ -17,12 +17,13 @@ from peftjax.hub.tensors import AdapterFileError, PathLike
 from peftjax.hub.torch.codec import Entry
 from peftjax.hub.torch.codecs import FIELDS, find_codec
 from peftjax.hub.torch.config import CONFIG, Config, read_config
-from peftjax.hub.torch.modules import Leaf, Modules, check_tied
+from peftjax.hub.torch.heads import check_heads, check_tied
+from peftjax.hub.torch.modules import Leaf, Modules
 from peftjax.hub.torch.rules import Adapters, Found, collect
 from peftjax.methods.full import Full
 from peftjax.models.families import family_of
 from peftjax.models.family import Model
-from peftjax.models.files import CheckpointError, Tensor, open_tensors
+from peftjax.models.files import CheckpointError, Tensor, finite, open_tensors
 
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -61,6 +62,7 @@ def load_torch(
     paths, leaves, _ = flatten(variables)
     params = {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
     with _naming(folder):
+        check_heads(model, config, tensors)
         reading = _Reading(config, tensors, _modules(model, params, tensors))
         found = {**reading.adapted(), **reading.biases(), **reading.saved()}
         check_tied(model, {leaf.path for leaf in found})
@@ -195,7 +197,7 @@ class _Reading:
                 f"{name}: expected a floating tensor of shape {shape} by model and "
                 f"configuration, found {kind}{list(found.shape)}"
             )
-        if not np.isfinite(value := found.read().astype(np.float32)).all():
+        if not finite(value := found.read().astype(np.float32)):
             raise AdapterFileError(f"{name}: holds NaN or infinity")
         return value
 
@@ -216,7 +218,8 @@ class _Reading:
 
 
 def _repeats(leaf: Leaf, tensor: Tensor, own: Any) -> bool:
-    if isinstance(own, jax.ShapeDtypeStruct) or len(tensor.shape) != len(leaf.order):
+    shape = tuple(leaf.shape[i] for i in np.argsort(leaf.order))
+    if isinstance(own, jax.ShapeDtypeStruct) or tensor.shape != shape:
         return False
     own = np.asarray(own if leaf.number is None else own[leaf.number])
     return np.array_equal(leaf.to_ours(tensor.read()), own)

@@ -14,7 +14,7 @@ import numpy as np
 
 from peftjax.core.method import Kind, Layer
 from peftjax.hub.tensors import AdapterFileError
-from peftjax.hub.torch.config import Config
+from peftjax.hub.torch.config import ENDING, LAYERS, Config
 from peftjax.models.families import family_of
 from peftjax.models.family import Model
 from peftjax.models.leaves import unrolled
@@ -166,20 +166,6 @@ class Modules:
         return found
 
 
-def check_tied(model: Model, paths: set[str]) -> None:
-    """Raise if a table is adapted that is the output layer as well.
-
-    The torch library then adapts the lookup alone; here the two are one parameter.
-    """
-    tied = family_of(model).tied(model)
-    if tied is not None and tied in paths:
-        table = tied.partition("/")[0]
-        raise AdapterFileError(
-            f"{table} is adapted, which in this model is the output layer as well; "
-            "the torch library adapts only the lookup. There is no equal here"
-        )
-
-
 def is_target(config: Config, module: str, kind: str = "dense") -> bool:
     """Whether a configuration means this module, by the torch library's rules.
 
@@ -204,7 +190,7 @@ def is_target(config: Config, module: str, kind: str = "dense") -> bool:
 def pattern_value(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """Return the value of the first pattern that matches the end of a module's name."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(ENDING.replace("{}", pattern), module):
             return value
     return default
 
@@ -226,10 +212,14 @@ def _in_layers(config: Config, module: str) -> bool:
     layers, lists = config["layers_to_transform"], config["layers_pattern"]
     layers = [layers] if isinstance(layers, int) else layers
     lists = [lists] if isinstance(lists, str) else lists
-    starts = [rf"(?:.*?\.)?{name}" for name in lists] or [r".*?\.[^.]*"]
-    found = (re.match(rf"{start}\.(\d+)\.", module) for start in starts)
+    lists = [name for name in lists if name]
+    starts = [LAYERS.replace("{}", name) for name in lists] or [
+        r".*?\.[^.]*\.(?P<layer>\d+)\."
+    ]
+    found = (re.match(start, module) for start in starts)
     match = next(filter(None, found), None)
-    return not layers or (match is not None and int(match[1]) in layers)
+    number = match and match["layer"]
+    return not layers or (number is not None and int(number) in layers)
 
 
 def lineage(module: str) -> list[str]:

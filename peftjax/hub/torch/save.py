@@ -17,8 +17,9 @@ from peftjax.hub.torch.codec import Codec
 from peftjax.hub.torch.codecs import CODECS, FIELDS
 from peftjax.hub.torch.config import CONFIG, complete
 from peftjax.hub.torch.full import describe_full
+from peftjax.hub.torch.heads import check_tied
 from peftjax.hub.torch.load import PREFIX, TENSORS
-from peftjax.hub.torch.modules import Leaf, Modules, check_tied, is_feedforward
+from peftjax.hub.torch.modules import Leaf, Modules, is_feedforward
 from peftjax.models.families import family_of
 from peftjax.models.family import Model
 from peftjax.models.names import Layout

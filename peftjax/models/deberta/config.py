@@ -162,15 +162,16 @@ def _check(config: Json, found: DebertaConfig, shapes: Any) -> None:
 
 def _positive(config: Json, name: str) -> int:
     """Return an integer of which all values below 1 mean 0."""
-    value = config.get(name) or 0
-    if isinstance(value, int) and value <= 0:
+    value = config.get(name)
+    if value is None or (type(value) is int and value <= 0):
         return 0
     return number(config, name, 0)
 
 
 def _terms(config: Json) -> tuple[str, ...]:
     """Read `pos_att_type`, a list or words between bars, in an order of ours."""
-    value = config.get("pos_att_type") or []
+    value = config.get("pos_att_type")
+    value = [] if value is None else value
     words = value.lower().split("|") if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise wrong("pos_att_type", "a list or words between bars", config)

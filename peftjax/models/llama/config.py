@@ -78,7 +78,8 @@ def write_llama(config: LlamaConfig) -> dict[str, Any]:
 
 def _read_rope(config: Json) -> Rope:
     """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of older files."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    both = (config.get("rope_parameters"), config.get("rope_scaling"))
+    scaling = next((value for value in both if value not in (None, {})), {})
     if not isinstance(scaling, Mapping):
         raise wrong("rope_parameters", "an object", {"rope_parameters": scaling})
     values = {"rope_theta": config.get("rope_theta"), **scaling}

@@ -1,5 +1,6 @@
 """Damaged and foreign files of the torch library: one error that names what."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -51,6 +52,35 @@ def test_null_fields_of_later_versions_are_ignored(copy):
     load_torch(copy, *base(LORA))
 
 
+# Fields of old and new releases, with which the library computes the same.
+NOTHING = {
+    "corda_config": {"cache_file": None},
+    "enable_lora": None,
+    "eva_config": {"rho": 2.0},
+    "fan_in_fan_out": True,
+    "layer_replication": [],
+    "layers_pattern": "",
+    "loftq_config": {"loftq_bits": 4},
+    "lora_bias": False,
+    "lora_ga_config": {},
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "merge_weights": False,
+    "runtime_config": {"ephemeral_gpu_offload": False},
+    "target_parameters": [],
+    "trainable_token_indices": None,
+    "use_dora": False,
+}
+
+
+def test_fields_that_do_nothing_pass(copy):
+    expected = load_torch(copy, *base(LORA))
+    edit(copy, **NOTHING)
+    found = load_torch(copy, *base(LORA))
+    assert found[0] == expected[0]
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -82,11 +112,42 @@ def test_null_fields_of_later_versions_are_ignored(copy):
         ({"use_dora": True}, ["lora_magnitude_vector"]),
         ({"layers_to_transform": ["1"]}, ["layers_to_transform"]),
         ({"layers_to_transform": [7]}, ["target_modules"]),
+        ({"enable_lora": [True, False, True]}, ["enable_lora"]),
+        ({"layer_replication": [[0, 4], [2, 5]]}, ["layer_replication"]),
+        ({"loftq_config": {}, "init_lora_weights": "loftq"}, ["loftq"]),
+        ({"task_type": "TOKEN_CLS"}, ["classifier: a head for every token"]),
     ],
 )
 def test_a_configuration_without_an_equal_here_is_refused(copy, fields, named):
     edit(copy, **fields)
     refused(copy, *named)
+
+
+SLOW = "((a|[a-z.0-9_]+)+)+!"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": SLOW},
+        {"exclude_modules": SLOW},
+        {"rank_pattern": {SLOW: 4}},
+        {"alpha_pattern": {"query": 8, SLOW: 4}},
+        {"layers_pattern": SLOW, "layers_to_transform": [0]},
+        {"layers_pattern": ["layer", SLOW], "layers_to_transform": [0]},
+        {"rank_pattern": {r".*.*.*.*query": 4}},
+        {"alpha_pattern": {rf"layer.*\.{i}": 4 for i in range(10_000)}},
+    ],
+)
+def test_patterns_that_may_be_slow_are_never_matched(copy, fields):
+    edit(copy, **fields)
+    refused(copy, CONFIG, next(iter(fields)), "quick to match", "List the names")
+
+
+def test_feedforward_patterns_are_never_matched(tmp_path):
+    folder = shutil.copytree(READ / "bert" / "ia3", tmp_path / "copy")
+    edit(folder, feedforward_modules=SLOW)
+    refused(folder, "feedforward_modules", "quick to match")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +177,21 @@ def test_truncated_tensors(copy, keep):
     refused(copy, "truncated")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"peft_type": "LORA"', '"\ud800'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"peft_type": "LORA"',
+        '"\ud800',
+        "[" * 100_000,
+        '{"r": 4, "r": 4}',
+        f'{{"r": {"1" * 5000}}}',
+        '{"peft_type": "LORA", "r": NaN}',
+        '{"peft_type": "LORA", "lora_alpha": 1e400}',
+    ],
+)
 def test_damaged_configurations(copy, text):
     (copy / CONFIG).write_bytes(text.encode("utf-8", "surrogatepass"))
     refused(copy)
@@ -169,6 +244,36 @@ def spoil(value):
 def test_tensors_that_do_not_fit(copy, change, named):
     edit_tensors(copy, change)
     refused(copy, *named)
+
+
+def test_a_head_for_answers_gets_the_true_reason(copy):
+    edit(copy, task_type="QUESTION_ANS", modules_to_save=["qa_outputs"])
+    start = "base_model.model."
+
+    def rename(tensors):
+        for name in ("weight", "bias"):
+            value = tensors.pop(f"{start}classifier.{name}")
+            tensors[f"{start}qa_outputs.{name}"] = value
+
+    edit_tensors(copy, rename)
+    refused(copy, "qa_outputs: a head for answers that lie in a text")
+
+
+def test_an_adapter_for_a_tied_head_gets_the_true_reason(tmp_path):
+    source = PEFT / "tiny_llama" / "lora"
+    folder = shutil.copytree(source, tmp_path / "copy")
+    model, variables = base(source)
+    config = dataclasses.replace(model.config, tie_word_embeddings=True)
+    tied = model.clone(config=config), variables
+    load_torch(folder, *tied)
+    values = {"A": np.zeros((4, 32), "f"), "B": np.zeros((96, 4), "f")}
+    head = {
+        f"base_model.model.lm_head.lora_{part}.weight": value
+        for part, value in values.items()
+    }
+    edit_tensors(folder, lambda tensors: tensors.update(head))
+    edit(folder, target_modules=["q_proj", "v_proj", "down_proj", "lm_head"])
+    refused(folder, "lm_head", "embed_tokens/embedding", "untie", model=tied)
 
 
 def test_repeated_weights_of_the_base_model_are_compared(copy):
