@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 
 from experiments.arguments import UnknownName, pairs
 from experiments.checks import UnfitSettings, check
+from experiments.documents import DamagedFile
 from experiments.overrides import override
 from experiments.preemption import RESUME_ME, Stopped
 from experiments.tasks.task import UnreadableData
-from experiments.workdir import DamagedFile
 from peftjax.hub.tensors import AdapterFileError
 from peftjax.models.files import CheckpointError as ModelError
 from peftjax.training.errors import RunFileError

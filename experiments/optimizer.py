@@ -43,8 +43,8 @@ def optimizer(settings: ConfigDict, steps: int, steps_per_epoch: int) -> Any:
         )
 
     inject: Any = optax.inject_hyperparams(build)
-    numbers = _numbers(settings, steps, steps_per_epoch)
-    return inject(**{name: float(number) for name, number in numbers.items()})
+    own = numbers(settings, steps, steps_per_epoch)
+    return inject(**{name: float(number) for name, number in own.items()})
 
 
 def schedule(settings: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -53,11 +53,11 @@ def schedule(settings: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Sc
     Raises:
         ValueError: the warm-up is as long as the run.
     """
-    return _rate(settings, **_numbers(settings, steps, steps_per_epoch))
+    return _rate(settings, **numbers(settings, steps, steps_per_epoch))
 
 
-def _numbers(settings: ConfigDict, steps: int, steps_per_epoch: int) -> dict[str, Any]:
-    """Return what `_rate` takes besides the settings."""
+def numbers(settings: ConfigDict, steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    """Return the numbers of the schedule, which lie in the optimizer's state."""
     warmup = settings.warmup
     if settings.schedule != "epoch_cosine" and warmup < 1:
         warmup = int(warmup * steps)

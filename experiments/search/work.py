@@ -10,15 +10,14 @@ import jax
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments import costs, finetune
+from experiments import costs, documents, finetune
 from experiments.claims import LOCK, claim
-from experiments.preemption import Stopped
+from experiments.preemption import Stop, Stopped
+from experiments.programs import ProgramCache
 from experiments.records import circumstances, identity, plain
 from experiments.report.search import archive_png, structure_png
-from experiments.run import ProgramCache, Run
+from experiments.run import Run
 from experiments.search.supernet import (
-    Stop,
-    SupernetPrograms,
     changed,
     on_test,
     scores_of,
@@ -32,7 +31,6 @@ from experiments.workdir import (
     RESULT,
     Busy,
     differences,
-    document,
     finite,
 )
 from peftjax import storage
@@ -40,7 +38,7 @@ from peftjax.convert.glora import Subnet
 from peftjax.hub import files
 from peftjax.hub.tensors import save_tree
 from peftjax.methods.glora_supernet import FORMS
-from peftjax.search import Found, Space, evolve
+from peftjax.search import Found, Space, draw, evolve
 
 SEARCH, SUPERNET, RETRAINED = "search.json", "supernet", "retrained"
 REMEDY = "choose another --workdir"
@@ -88,9 +86,10 @@ def run(
             raise Busy(f"{workdir}: another process is at this search")
         state = _begun(workdir, json.loads(json.dumps(own)), resume)
         if (workdir / RESULT).exists():
-            return document(workdir / RESULT, ("scores", "structure"), REMEDY)
-        one = Run(config, SupernetPrograms(mesh), choose=not on_test(config))
-        space = space_of(one, limit, settings)
+            return documents.read(workdir / RESULT, documents.Searched, REMEDY)
+        cache = ProgramCache(mesh, update_frozen=draw)
+        one = Run(config, cache, choose=not on_test(config), stop=stop)
+        space = space_of(one, limit, settings, state)
         adapters = trained(one, workdir / SUPERNET, stop)
 
         def save(state: dict[str, Any]) -> None:
@@ -125,7 +124,7 @@ def _begun(workdir: Path, own: dict[str, Any], resume: bool) -> dict[str, Any] |
     if not file.exists():
         _write(workdir, own, None)
         return None
-    found = document(file, ("settings", "state"), REMEDY)
+    found = documents.read(file, documents.Search, REMEDY)
     if not resume:
         raise FileExistsError(f"{workdir}: holds a search; --resume continues it")
     if lines := differences(own, found["settings"]):
@@ -150,7 +149,7 @@ def _tested(
     if retrain:
         place = workdir / RETRAINED
         return finetune.run(config, place, resume=True, cache=cache, stop=stop)
-    fixed, adapters = Run(config, cache), subnet.adapters
+    fixed, adapters = Run(config, cache, stop=stop), subnet.adapters
     tensors, _ = files.save(workdir / ADAPTER, fixed.peft, adapters, fixed.base)
     try:
         save_tree(workdir / MERGED, fixed.peft.merge(fixed.base, adapters))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments import finetune
 from experiments.plan import folder
 from experiments.preemption import Stopped
-from experiments.run import ProgramCache
+from experiments.programs import ProgramCache
 from experiments.workdir import RESULT, Busy, claimed
 
 POLL_SECONDS = 5.0

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from peftjax.core import paths
 from peftjax.core.axes import arrange
@@ -207,6 +208,12 @@ def check_finite(adapters: Adapters) -> None:
                 )
 
 
+def _finite(p: dict[str, Any]) -> dict[str, Any]:
+    if all(isinstance(value, np.ndarray) for value in p.values()):
+        return {name: np.isfinite(value).all() for name, value in p.items()}
+    return _finite_on_device(p)
+
+
 @jax.jit
-def _finite(p: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _finite_on_device(p: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: jnp.all(jnp.isfinite(value)) for name, value in p.items()}

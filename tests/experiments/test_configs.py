@@ -18,6 +18,7 @@ from experiments.arguments import UnknownName
 from experiments.hparams import line
 from experiments.optimizer import optimizer, schedule
 from experiments.published import FOLDER, Numbers
+from experiments.programs import starter
 from experiments.run import Run
 from peftjax.data import vtab
 from peftjax.hub import files
@@ -270,8 +271,12 @@ def started(config) -> Any:
         config=config,
         base=base,
         peft=peft,
-        optimizer=optimizer(config.optim, 10, 5),
-        programs=SimpleNamespace(mesh=make_mesh()),
+        sharded=base,
+        steps=10,
+        steps_per_epoch=5,
+        programs=SimpleNamespace(
+            start=starter(peft, optimizer(config.optim, 2, 1), make_mesh())
+        ),
     )
 
 

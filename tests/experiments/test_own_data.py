@@ -103,6 +103,17 @@ def test_texts_of_ones_own_are_trained_on(data, encoder, tmp_path):
     assert finished(tmp_path / "run") == 1.0
 
 
+def test_a_step_on_texts_is_measured_against_the_bound(data, encoder, tmp_path):
+    file = tmp_path / "own.py"
+    whole = (EXAMPLES / "own_text.py").read_text()
+    file.write_text(whole.replace("model=", "measure=True, model="))
+    given = text(data, encoder, tmp_path, **{"train.epochs": 1, "train.eval_epochs": 1})
+    given[0] = f"--config={file}"
+    main([*given, "--workdir", str(tmp_path / "run")])
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert found["step_over_bound"] > 0 and 0 < found["merge_difference"] < 1e-3
+
+
 def test_a_table_of_ones_own_is_filled(data, encoder, tmp_path, capsys):
     given = text(data, encoder, tmp_path, **{"train.epochs": 1, "train.eval_epochs": 1})
     options = ["--methods", "linear,lora", "--seeds", "1", "--workdir"]

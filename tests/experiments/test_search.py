@@ -8,9 +8,11 @@ import pytest
 import peftjax as pj
 from configs.quickstart import get_config
 from experiments.checks import UnfitSettings
+from experiments.documents import DamagedFile
 from experiments.preemption import Stopped
+from experiments.programs import ProgramCache
 from experiments.report.search import front
-from experiments.run import ProgramCache, Run
+from experiments.run import Run
 from experiments.search import run
 from experiments.search.__main__ import main
 from experiments.search.supernet import changed, supernet
@@ -156,6 +158,32 @@ def test_retraining_and_selection_on_test(folder):
     assert result["note"].endswith(ON_TEST)
     assert not (place / "adapter.json").exists()
     assert (place / "retrained" / "adapter.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.pop("state"),
+        lambda x: x.update(settings=[]),
+        lambda x: x["state"].update(archive=[]),
+        lambda x: x["state"]["archive"][0].update(score=None),
+        lambda x: x["state"]["archive"][0].update(genes=[1]),
+        lambda x: x["state"]["history"][0].pop("best_so_far"),
+        lambda x: x["state"]["search"].update(limit=3),
+    ],
+)
+def test_a_damaged_state_is_one_line(whole, folder, change):
+    """And nothing is trained, or written."""
+    place = folder / "damaged"
+    place.mkdir(exist_ok=True)
+    found = json.loads((whole[0] / "search.json").read_text())
+    change(found)
+    text = json.dumps(found)
+    (place / "search.json").write_text(text)
+    with pytest.raises((DamagedFile, UnfitSettings)) as caught:
+        search(small(folder), place, resume=True, stop=lambda: True)
+    assert len(str(caught.value).splitlines()) == 1
+    assert (place / "search.json").read_text() == text
 
 
 def test_what_is_refused(whole, folder, tmp_path):
