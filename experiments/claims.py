@@ -53,7 +53,7 @@ def alone(file: Path, stop: Stop | None = None) -> Iterator[None]:
     lock = FileLock(file.with_name(f"{file.name}.lock"))
     while True:
         try:
-            lock.acquire(timeout=-1 if stop is None else 1)
+            lock.acquire(timeout=-1 if stop is None else 0.2)
             break
         except Timeout:
             if stop is not None and stop():

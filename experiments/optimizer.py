@@ -28,12 +28,14 @@ def optimizer(settings: ConfigDict, steps: int, steps_per_epoch: int) -> Any:
     Args:
         settings: `schedule` (of `SCHEDULES`), `lr`, `warmup` (a share of the run below
             1, else steps; of `epoch_cosine` epochs), `weight_decay`, and optionally
-            `clip`, `eps` and, of `epoch_cosine`, `period`, `start` and `floor`.
+            `clip`, `eps`, `no_decay` (patterns, as `make_optimizer` takes them) and, of
+            `epoch_cosine`, `period`, `start` and `floor`.
         steps: updates of the run.
         steps_per_epoch: updates of an epoch.
     """
     known(settings.schedule, SCHEDULES, "schedule")
-    others = {key: settings[key] for key in ("eps", "clip") if settings.get(key)}
+    optional = ("eps", "clip", "no_decay")
+    others = {key: settings[key] for key in optional if settings.get(key)}
 
     # optax reads the names of what it injects off the signature.
     def build(peak, steps, warmup, steps_per_epoch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +14,11 @@ from experiments import checks, tasks
 from experiments.optimizer import numbers
 from experiments.programs import ProgramCache
 from experiments.tasks.task import Data, Outline, reading
+from experiments.workdir import RESULT, read_result
 from peftjax.data.pipeline import eval_batches, train_batches
 from peftjax.hub import files
 from peftjax.training.evaluation import evaluate
+from peftjax.training.loop import NonFiniteLoss
 
 
 class Run:
@@ -86,6 +89,7 @@ def _started(one: Run) -> Any:
 
     Raises:
         FileNotFoundError: `paths.start` names no adapter file.
+        NonFiniteLoss: that run failed.
         AdapterFileError: it is of another model or of other rules.
     """
     config = ConfigDict(one.config)
@@ -96,6 +100,9 @@ def _started(one: Run) -> Any:
             f"{config.name}, {one.config.task}: starts from the adapter of a run of "
             f"{config.task}: give --config.paths.start=RUN/adapter, or start=fresh"
         )
+    result = Path(place).with_name(RESULT)
+    if result.is_file() and read_result(result)["status"] == "failed":
+        raise NonFiniteLoss(f"starts from {result.parent}, which failed")
     other: Outline = tasks.family(config).outline(config)
     example, rules = other.example, dict(config.rules)
     peft = pj.adapt(other.model.apply, other.abstract(), *example, rules=rules)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments import finetune
+from experiments import finetune, starts
 from experiments.plan import folder
 from experiments.preemption import Stopped
 from experiments.programs import ProgramCache
@@ -54,9 +54,14 @@ def _done(
     cache: ProgramCache,
     stop: Callable[[], bool] | None,
 ) -> bool:
-    """Do the run unless it is done; return False where another process is at it."""
+    """Do the run unless it is done; return False where another process is at it.
+
+    Or at the run that it starts from.
+    """
     if stop is not None and stop():
         raise Stopped(f"{workdir}: stopped between runs; the same command resumes")
+    if not starts.ready(config):
+        return False
     place = folder(workdir, config)
     name = f"{config.task}, {config.method}, seed {config.seed}"
     try:

@@ -135,6 +135,12 @@ def test_interrupted_anywhere_and_resumed_to_the_same_archive(whole, folder, aft
     assert again["scores"] == result["scores"]
 
 
+def test_stopped_while_its_base_is_trained(tmp_path):
+    with pytest.raises(Preempted, match=r"stopped after step 1; .*\.training"):
+        search(small(tmp_path), tmp_path / "search", stop=lambda: True)
+    assert not (tmp_path / "search" / "supernet").exists()
+
+
 class _Programs:
     """No programs: the run is asked for its length alone."""
 
