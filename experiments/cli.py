@@ -218,11 +218,13 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 def keep_programs(cache: str) -> None:
     """Keep compiled programs under a folder, so that no second process compiles them.
 
-    JAX's own setting goes before.
+    JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) goes before.
     """
     if jax.config.jax_compilation_cache_dir is None:
         place = Path(cache, "programs").absolute()
         jax.config.update("jax_compilation_cache_dir", str(place))
+        # by default those of less than a second are not kept
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _split(argv: list[str]) -> tuple[list[str], dict[str, str | None]]:
