@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import defaults
+from experiments import finetune
 from experiments.finetune import main
+from experiments.programs import ProgramCache
 from experiments.table.__main__ import main as table
+from peftjax.parallel.mesh import make_mesh
+from tests.helpers.compilations import compilations
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "configs" / "examples"
@@ -171,3 +176,17 @@ def test_a_damaged_image_is_named(data, tmp_path):
     given = arguments("own_images.py", tmp_path, MODELS / "vit", tmp_path)
     with pytest.raises(SystemExit, match=r"own_images, photos: .*19\.png: not a whole"):
         main([*given, "--workdir", str(tmp_path / "run")])
+
+
+def test_a_further_seed_on_texts_compiles_nothing(data, encoder, tmp_path):
+    """The head, too, is drawn by one program for all seeds."""
+    options = {"train": {"epochs": 1, "batch": 8}, "paths": {"data": str(data)}}
+    short = {"max_length": 16, "buckets": (16,)}
+    cache = ProgramCache(make_mesh(data=1))
+    for seed in (0, 1):
+        given = defaults.own_text(
+            "reviews", "linear", seed, str(encoder), data=short, **options
+        )
+        with compilations() as found:
+            finetune.run(given, tmp_path / str(seed), cache=cache)
+    assert found == []
