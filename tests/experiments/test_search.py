@@ -7,8 +7,10 @@ import pytest
 
 import peftjax as pj
 from configs.quickstart import get_config
+from experiments import report, table
 from experiments.checks import UnfitSettings
 from experiments.documents import DamagedFile
+from experiments.plan import plan
 from experiments.preemption import Stopped
 from experiments.programs import ProgramCache
 from experiments.report.search import front
@@ -59,8 +61,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("search")
 
 
-def small(folder, **changes):
-    config = get_config("method=glora")
+def small(folder, arg="method=glora", **changes):
+    config = get_config(arg)
     paths = {"paths.cache": str(folder / "cache")}
     config.update_from_flattened_dict({**SMALL, **paths, **changes})
     return config
@@ -243,3 +245,30 @@ def test_the_front():
     archive = [Candidate((), n, s, 0, "random") for n, s in rows]
     found = [(c.parameters, c.score) for c in front(archive)]
     assert found == [(3, 0.2), (4, 0.3), (9, 0.4)]
+
+
+def test_a_table_has_the_search_as_a_row(folder, tmp_path, capsys):
+    """Beside fixed GLoRA, which is said to be something else."""
+    few = {**FEW, "limit": LIMIT}
+    configs = [
+        small(folder, **{"train.epochs": 1, "measure": False}),
+        small(folder, "method=glora_search", **{"train.epochs": 1}),
+    ]
+    configs[1].search.update(few)
+    plan(configs[0], tmp_path, configs)
+    table.fill(tmp_path, configs, cache=ProgramCache(make_mesh(data=1)))
+    report.write(tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| glora_search |" in text and "missing" not in text
+    assert "glora: fixed structures of GLoRA, not the method of its paper" in text
+    table.fill(tmp_path, configs)
+    assert "digits, glora_search, seed 0: finished before" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="which --force does not repeat"):
+        table.fill(tmp_path, configs, force=True)
+
+
+def test_a_supernet_that_diverges_is_a_failed_row(folder, tmp_path):
+    config = small(folder, **{"optim.lr": 1e30})
+    found = search(config, tmp_path / "run")
+    assert found["status"] == "failed" and "loss" in found["error"]
+    assert search(config, tmp_path / "run", resume=True) == found
