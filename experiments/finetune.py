@@ -140,7 +140,8 @@ def _trained(
     step, adapters = selection.chosen(last)
     folder.own(f"{ADAPTER}.json", f"{ADAPTER}.safetensors")
     tensors, _ = files.save(place / ADAPTER, one.peft, adapters, one.base)
-    scores = one.score(adapters, one.data.test)
+    outputs = one.outputs(adapters, one.data.test)
+    scores = one.outline.score(one.data.test["label"], outputs)
     found: dict[str, Any] = {
         "scores": finite(scores),
         # Of a run that was interrupted nobody counted the first part.
@@ -151,7 +152,7 @@ def _trained(
     }
     if one.config.get("measure"):
         folder.own(MERGED)
-        found |= costs.merge(one, adapters, place / MERGED)
+        found |= costs.merge(one, adapters, outputs, place / MERGED)
         if not (place / MERGED).exists():
             folder.drop(MERGED)
         found |= costs.step_time(one)
