@@ -37,6 +37,8 @@ METHODS: dict[str, tuple[Any, float]] = {
     "ssf": (pj.SSF(), 1e-3),
     "ia3": (pj.IA3(), 3e-3),
 }
+# What the trainers of the GLUE papers leave out of the weight decay.
+NO_DECAY = (r".*(bias|norm\w*/scale)(/value)?",)
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
@@ -73,6 +75,16 @@ def run(
             },
         }
     )
+
+
+def no_decay(rules: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the setting of `optim` that keeps biases and LayerNorm from decaying.
+
+    Args:
+        rules: of the run; where they train no leaf of the model, nothing is left out.
+    """
+    trained = any(isinstance(method, pj.Full) for _, method in rules)
+    return {"no_decay": NO_DECAY} if trained else {}
 
 
 def own_images(task: str, method: str, seed: int, model: str, **given: Any) -> Any:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from experiments.preemption import Stop, Stopped
+
 LOCK = "claim.lock"
 
 
@@ -41,8 +43,24 @@ def claim(folder: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def alone(file: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block for the same file."""
+def alone(file: Path, stop: Stop | None = None) -> Iterator[None]:
+    """Wait until no other process is in such a block for the same file.
+
+    Raises:
+        Stopped: it was asked to stop while it waited.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f"{file.name}.lock")):
+    lock = FileLock(file.with_name(f"{file.name}.lock"))
+    while True:
+        try:
+            lock.acquire(timeout=-1 if stop is None else 0.2)
+            break
+        except Timeout:
+            if stop is not None and stop():
+                raise Stopped(
+                    f"{file}: stopped while another process is at it"
+                ) from None
+    try:
         yield
+    finally:
+        lock.release()

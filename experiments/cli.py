@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 
 from experiments.arguments import UnknownName, pairs
 from experiments.checks import UnfitSettings, check
+from experiments.documents import DamagedFile
 from experiments.overrides import override
 from experiments.preemption import RESUME_ME, Stopped
 from experiments.tasks.task import UnreadableData
-from experiments.workdir import DamagedFile
 from peftjax.hub.tensors import AdapterFileError
 from peftjax.models.files import CheckpointError as ModelError
 from peftjax.training.errors import RunFileError
@@ -218,11 +218,13 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 def keep_programs(cache: str) -> None:
     """Keep compiled programs under a folder, so that no second process compiles them.
 
-    JAX's own setting goes before.
+    JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) goes before.
     """
     if jax.config.jax_compilation_cache_dir is None:
         place = Path(cache, "programs").absolute()
         jax.config.update("jax_compilation_cache_dir", str(place))
+        # by default those of less than a second are not kept
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _split(argv: list[str]) -> tuple[list[str], dict[str, str | None]]:

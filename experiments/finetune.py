@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments import cli, costs
-from experiments.preemption import stop_on_signals
+from experiments.preemption import Stop, stop_on_signals
+from experiments.programs import ProgramCache
 from experiments.records import circumstances, plain
-from experiments.run import ProgramCache, Run
+from experiments.run import Run
 from experiments.selection import Selection
 from experiments.workdir import (
     ADAPTER,
@@ -39,7 +40,6 @@ from peftjax.training.checkpoint import Checkpoints
 from peftjax.training.loop import NonFiniteLoss, train
 
 SAVE_STEPS = 500  # between checkpoints, at most
-Stop = Callable[[], bool]
 
 
 def run(
@@ -88,7 +88,7 @@ def work(
     finished = folder.held(config, resume)
     if finished:
         return finished
-    one = Run(config, cache)
+    one = Run(config, cache, stop=stop)
     folder.begin(config)
     names = ("name", "task", "method", "seed", "selection")
     common = {
@@ -140,7 +140,8 @@ def _trained(
     step, adapters = selection.chosen(last)
     folder.own(f"{ADAPTER}.json", f"{ADAPTER}.safetensors")
     tensors, _ = files.save(place / ADAPTER, one.peft, adapters, one.base)
-    scores = one.score(adapters, one.data.test)
+    outputs = one.outputs(adapters, one.data.test)
+    scores = one.outline.score(one.data.test["label"], outputs)
     found: dict[str, Any] = {
         "scores": finite(scores),
         # Of a run that was interrupted nobody counted the first part.
@@ -151,7 +152,7 @@ def _trained(
     }
     if one.config.get("measure"):
         folder.own(MERGED)
-        found |= costs.merge(one, adapters, place / MERGED)
+        found |= costs.merge(one, adapters, outputs, place / MERGED)
         if not (place / MERGED).exists():
             folder.drop(MERGED)
         found |= costs.step_time(one)

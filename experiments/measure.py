@@ -1,13 +1,15 @@
 """What a step costs relative to the frozen model: time, FLOPs, temporary memory.
 
-The bound is the frozen ViT's forward pass and its gradient with respect to the position
-embeddings, that is, to the input of the first block: what the gradient of an adapter in
-that block has to pass through. (With respect to the images it would hold the transposed
-convolution of the patches too, which is slow on a CPU and which no adapter needs.)
+The bound is the frozen model's forward pass and its gradient with respect to an array
+that is added to the input of the first block, the position embeddings of a ViT for one:
+what the gradient of an adapter in that block has to pass through. (With respect to the
+images it would hold the transposed convolution of the patches too, which is slow on a
+CPU and which no adapter needs.)
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -15,27 +17,44 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from peftjax.training.evaluation import EvalStep, Outputs
 from peftjax.training.losses import cross_entropy
+from peftjax.training.update import Loss
 
 
-def bound(model: nn.Module) -> Any:
-    """Return the jitted `f(variables, images, labels)`: loss and input gradient."""
+def bound(model: nn.Module, loss: Loss, entry: str) -> Any:
+    """Return the jitted `f(variables, batch, seed)`: loss and input gradient.
 
-    def run(variables, images, labels):
-        def loss(positions):
-            params = {**variables["params"], "pos_embed": positions}
-            logits = model.apply({**variables, "params": params}, images)
-            return cross_entropy(logits, labels).mean()
+    Args:
+        model: the frozen model.
+        loss: as `make_step` takes it.
+        entry: path of the parameter that is added to the input of the first block.
+    """
 
-        return jax.value_and_grad(loss)(variables["params"]["pos_embed"])
+    def run(variables, batch, seed):
+        key = jax.random.key(seed)
+        flat = flatten_dict(variables["params"], sep="/")
+
+        def mean(leaf):
+            params = unflatten_dict({**flat, entry: leaf}, sep="/")
+            apply = functools.partial(model.apply, {**variables, "params": params})
+            return loss(apply, batch, key).mean()
+
+        return jax.value_and_grad(mean)(flat[entry])
 
     return jax.jit(run)
 
 
-def forward(model: nn.Module) -> Any:
-    """Return the jitted `f(variables, images)`."""
-    return jax.jit(model.apply)
+def plain(model: nn.Module, outputs: Outputs) -> EvalStep:
+    """Return the jitted evaluation of the model alone, as `evaluate` takes it."""
+
+    def run(variables, batch):
+        return outputs(functools.partial(model.apply, variables), batch)
+
+    compiled = jax.jit(run)
+    return lambda variables, adapters, batch: compiled(variables, batch)
 
 
 def adapted(peft: Any) -> Any:

@@ -28,12 +28,14 @@ def optimizer(settings: ConfigDict, steps: int, steps_per_epoch: int) -> Any:
     Args:
         settings: `schedule` (of `SCHEDULES`), `lr`, `warmup` (a share of the run below
             1, else steps; of `epoch_cosine` epochs), `weight_decay`, and optionally
-            `clip`, `eps` and, of `epoch_cosine`, `period`, `start` and `floor`.
+            `clip`, `eps`, `no_decay` (patterns, as `make_optimizer` takes them) and, of
+            `epoch_cosine`, `period`, `start` and `floor`.
         steps: updates of the run.
         steps_per_epoch: updates of an epoch.
     """
     known(settings.schedule, SCHEDULES, "schedule")
-    others = {key: settings[key] for key in ("eps", "clip") if settings.get(key)}
+    optional = ("eps", "clip", "no_decay")
+    others = {key: settings[key] for key in optional if settings.get(key)}
 
     # optax reads the names of what it injects off the signature.
     def build(peak, steps, warmup, steps_per_epoch):
@@ -43,8 +45,8 @@ def optimizer(settings: ConfigDict, steps: int, steps_per_epoch: int) -> Any:
         )
 
     inject: Any = optax.inject_hyperparams(build)
-    numbers = _numbers(settings, steps, steps_per_epoch)
-    return inject(**{name: float(number) for name, number in numbers.items()})
+    own = numbers(settings, steps, steps_per_epoch)
+    return inject(**{name: float(number) for name, number in own.items()})
 
 
 def schedule(settings: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -53,11 +55,11 @@ def schedule(settings: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Sc
     Raises:
         ValueError: the warm-up is as long as the run.
     """
-    return _rate(settings, **_numbers(settings, steps, steps_per_epoch))
+    return _rate(settings, **numbers(settings, steps, steps_per_epoch))
 
 
-def _numbers(settings: ConfigDict, steps: int, steps_per_epoch: int) -> dict[str, Any]:
-    """Return what `_rate` takes besides the settings."""
+def numbers(settings: ConfigDict, steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    """Return the numbers of the schedule, which lie in the optimizer's state."""
     warmup = settings.warmup
     if settings.schedule != "epoch_cosine" and warmup < 1:
         warmup = int(warmup * steps)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments import checks, tasks
+from experiments import checks, documents, tasks
 from experiments.costs import HEAD
 from experiments.optimizer import optimizer, schedule
 from experiments.published import Numbers
@@ -23,7 +23,8 @@ from experiments.tasks.task import Outline
 from peftjax import storage
 from peftjax.core.paths import flatten
 
-FILE = "dry_run.json"
+FILE, KIND = "dry_run.json", "dry run of peftjax"
+MOVE = "not a dry run's, which would replace it: move it"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ class Comparison:
     verdict: str
 
 
+@dataclass(frozen=True)
+class DryRun:
+    """`dry_run.json`."""
+
+    kind: Literal["dry run of peftjax"]
+    runs: list[Prospect]
+    methods: list[Comparison]
+
+
 def show(configs: Sequence[ConfigDict], workdir: Path | None = None) -> None:
     """Print, for every task and method, trainable parameters and the published count.
 
@@ -82,20 +92,19 @@ def show(configs: Sequence[ConfigDict], workdir: Path | None = None) -> None:
         workdir: where `dry_run.json` goes, if anywhere.
 
     Raises:
+        DamagedFile: a `dry_run.json` is there that is none of ours.
         ValueError: a rule decides nothing, or a method does not fit.
         UnfitSettings: batch or warm-up do not fit the published number of examples.
     """
+    if workdir is not None and (file := workdir / FILE).exists():
+        documents.read(file, DryRun, MOVE)
     first = {(config.task, config.method): config for config in reversed(configs)}
     plans = Plans()
     runs = [prospect(config, plans) for config in reversed(first.values())]
     found = compare(runs, configs[0].table)
     _print(runs, found)
     if workdir is not None:
-        document = {"runs": runs, "methods": found}
-        storage.write_json(
-            workdir / FILE,
-            {name: [asdict(x) for x in part] for name, part in document.items()},
-        )
+        storage.write_json(workdir / FILE, asdict(DryRun(KIND, runs, found)))
 
 
 def _print(runs: Sequence[Prospect], found: Sequence[Comparison]) -> None:

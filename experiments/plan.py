@@ -12,9 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments import documents
 from experiments.claims import alone
 from experiments.records import digest, plain, settings
-from experiments.workdir import PLAN, REMEDY, check_keys, document
+from experiments.workdir import PLAN, REMEDY
 from peftjax import storage
 
 NAMES = ("task", "method", "seed", "selection")
@@ -76,10 +77,7 @@ def drop_abandoned(workdir: Path) -> list[str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    found = document(file, ("runs",), REMEDY)
-    for run in found["runs"]:
-        check_keys(file, run, ("folder", *NAMES), REMEDY)
-    return found
+    return documents.read(file, documents.Plan, REMEDY)
 
 
 def _entry(workdir: Path, config: ConfigDict, variant: str) -> dict[str, Any]:

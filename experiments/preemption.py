@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 RESUME_ME = getattr(os, "EX_TEMPFAIL", 75)  # exit status, as sysexits.h has it
+Stop = Callable[[], bool]  # asked between steps
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A table was stopped between two runs, and can be resumed."""
+    """A command was stopped between two of its parts, and can be resumed."""
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Stop]:
     """Yield a function that says whether to stop; a second signal ends the process.
 
     Outside the main thread, where no handler can be set, it never says so.

@@ -45,6 +45,8 @@ def settings(config: Any) -> dict[str, Any]:
     own = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
     paths = config["paths"]
     weights = {key: paths[key] for key in WEIGHTS if paths.get(key)}
+    if "start_run" in own:
+        weights.pop("start", None)  # the same run wherever the table lies
     return {**own, "weights": weights} if weights else own
 
 

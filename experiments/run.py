@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,80 +11,14 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments import checks, tasks
-from experiments.measure import bound, forward
-from experiments.optimizer import optimizer
-from experiments.records import digest
+from experiments.optimizer import numbers
+from experiments.programs import ProgramCache
 from experiments.tasks.task import Data, Outline, reading
+from experiments.workdir import RESULT, read_result
 from peftjax.data.pipeline import eval_batches, train_batches
 from peftjax.hub import files
-from peftjax.parallel.mesh import make_mesh
-from peftjax.training.evaluation import evaluate, make_eval
-from peftjax.training.state import create_state
-from peftjax.training.step import make_step
-
-
-@dataclass(frozen=True)
-class Programs:
-    """What every run of one model and one method setting shares, compiled once.
-
-    Attributes:
-        peft: the adapted model.
-        mesh: of all.
-        step: of training.
-        eval_step: of evaluation.
-        bound: the frozen model's step, which the step is timed against.
-        forward: the frozen model.
-    """
-
-    peft: pj.Peft
-    mesh: Any
-    step: Any
-    eval_step: Any
-    bound: Callable[..., Any]
-    forward: Callable[..., Any]
-
-
-class ProgramCache:
-    """The programs of the runs of a table.
-
-    Args:
-        mesh: of all programs; by default all devices.
-    """
-
-    def __init__(self, mesh: Any = None):
-        self.mesh = make_mesh() if mesh is None else mesh
-        self._programs: dict[Any, Programs] = {}
-        self._frozen: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
-
-    def of(self, config: ConfigDict, outline: Outline) -> Programs:
-        """Return the programs of a run; weights, seed and rate are arguments."""
-        method = digest(config.rules, _shape_of(config.optim))
-        key = outline.model, outline.loss, method
-        if key not in self._programs:
-            if any(other[2] != method for other in self._programs):
-                self._programs.clear()  # tables go method by method; keep memory flat
-            self._programs[key] = self._compiled(config, outline)
-        return self._programs[key]
-
-    def _compiled(self, config: ConfigDict, outline: Outline) -> Programs:
-        model, example = outline.model, outline.example
-        rules = dict(config.rules)
-        peft = pj.adapt(model.apply, outline.abstract(), *example, rules=rules)
-        if model not in self._frozen:
-            self._frozen[model] = bound(model), forward(model)
-        return Programs(
-            peft,
-            self.mesh,
-            make_step(peft, optimizer(config.optim, 2, 1), outline.loss, self.mesh),
-            make_eval(peft, outline.outputs, self.mesh),
-            *self._frozen[model],
-        )
-
-
-def _shape_of(optim: ConfigDict) -> dict[str, Any]:
-    """Return the settings that are constants of the program."""
-    data = ("lr", "warmup")
-    return {key: value for key, value in optim.items() if key not in data}
+from peftjax.training.evaluation import evaluate
+from peftjax.training.loop import NonFiniteLoss
 
 
 class Run:
@@ -94,6 +28,7 @@ class Run:
         config: of the run.
         cache: of the programs of other runs.
         choose: hyperparameters are being chosen: the test split is not read.
+        stop: asked while a base is trained from scratch; True raises `Preempted`.
 
     Raises:
         UnfitSettings: the batch or the warm-up does not fit the data.
@@ -106,6 +41,7 @@ class Run:
         cache: ProgramCache | None = None,
         *,
         choose: bool = False,
+        stop: Callable[[], bool] | None = None,
     ):
         family = tasks.family(config)
         self.config = config
@@ -115,27 +51,25 @@ class Run:
         self.steps, self.steps_per_epoch = checks.length(
             config, len(self.data.train["label"])
         )
-        self.base = family.base(config, self.outline)
+        self.base = family.base(config, self.outline, stop)
         self.programs = (cache or ProgramCache()).of(config, self.outline)
         self.peft = self.programs.peft
-        self.optimizer = optimizer(config.optim, self.steps, self.steps_per_epoch)
         self.sharded = self.programs.step.shard_base(self.base)
 
     def state(self) -> Any:
-        return create_state(
-            self.peft,
-            self.optimizer,
-            jax.random.key(self.config.seed),
-            self.programs.mesh,
-            variables=self.base,
-            adapters=_started(self) if self.config.get("start_from") else None,
+        return self.programs.start(
+            self.config.seed,
+            self.sharded,
+            numbers(self.config.optim, self.steps, self.steps_per_epoch),
+            _started(self) if self.config.get("start_from") else None,
         )
 
-    def batches(self) -> Any:
+    def batches(self, seed: int | None = None) -> Any:
+        """Return the batches of training; by default those of the run's seed."""
         return train_batches(
             self.data.train,
             self.config.train.batch,
-            seed=self.config.seed,
+            seed=self.config.seed if seed is None else seed,
             lengths=self.data.lengths,
         )
 
@@ -155,6 +89,7 @@ def _started(one: Run) -> Any:
 
     Raises:
         FileNotFoundError: `paths.start` names no adapter file.
+        NonFiniteLoss: that run failed.
         AdapterFileError: it is of another model or of other rules.
     """
     config = ConfigDict(one.config)
@@ -165,6 +100,9 @@ def _started(one: Run) -> Any:
             f"{config.name}, {one.config.task}: starts from the adapter of a run of "
             f"{config.task}: give --config.paths.start=RUN/adapter, or start=fresh"
         )
+    result = Path(place).with_name(RESULT)
+    if result.is_file() and read_result(result)["status"] == "failed":
+        raise NonFiniteLoss(f"starts from {result.parent}, which failed")
     other: Outline = tasks.family(config).outline(config)
     example, rules = other.example, dict(config.rules)
     peft = pj.adapt(other.model.apply, other.abstract(), *example, rules=rules)

@@ -8,8 +8,9 @@ from typing import Any
 
 from experiments.arguments import known
 from experiments.checks import SELECTIONS
+from experiments.documents import DamagedFile
 from experiments.run import Run
-from experiments.workdir import BEST, METRICS, DamagedFile, RunFolder
+from experiments.workdir import BEST, METRICS, RunFolder
 from peftjax.hub import files
 from peftjax.training.metrics import read_metrics
 

@@ -19,21 +19,30 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cli
+from experiments import cli, documents
 from experiments.checks import check
 from experiments.claims import alone
+from experiments.preemption import Stop, Stopped, stop_on_signals
+from experiments.programs import ProgramCache
 from experiments.records import digest, settings
-from experiments.run import ProgramCache, Run
-from experiments.workdir import DamagedFile
+from experiments.run import Run
 from peftjax import storage
 from peftjax.training.metrics import read_lines
 
 
-def score(config: ConfigDict, cache: ProgramCache | None = None) -> float:
-    """Return the score on the held-out examples after training; NaN if it diverged."""
-    run = Run(config, cache, choose=True)
+def score(
+    config: ConfigDict, cache: ProgramCache | None = None, stop: Stop | None = None
+) -> float:
+    """Return the score on the held-out examples after training; NaN if it diverged.
+
+    Raises:
+        Stopped: it was asked to stop.
+    """
+    run = Run(config, cache, choose=True, stop=stop)
     state, batches = run.state(), run.batches()
     for _ in range(run.steps):
+        if stop is not None and stop():
+            raise Stopped(f"{config.method}: stopped; the same command goes on")
         state, metrics = run.programs.step(state, run.sharded, next(batches))
     if not np.isfinite(metrics["loss"]):
         return float("nan")
@@ -44,12 +53,10 @@ def score(config: ConfigDict, cache: ProgramCache | None = None) -> float:
 def read(file: Path) -> dict[str, Any]:
     """Return the lines of the file by their key; a last one cut short is left out."""
     lines = read_lines(file) if file.exists() else []
-    try:
-        return {line["key"]: {**line, "score": line["score"]} for line in lines}
-    except (KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"{file}: expected lines of a sweep; choose another --workdir"
-        ) from error
+    for number, line in enumerate(lines, start=1):
+        where = f"{file}, line {number}"
+        documents.check(where, line, documents.Line, "choose another --workdir")
+    return {line["key"]: line for line in lines}
 
 
 def add(file: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +66,19 @@ def add(file: Path, found: dict[str, Any]) -> dict[str, Any]:
         text = "".join(json.dumps(line) + "\n" for line in lines.values())
         storage.write_text(file, text)
     return lines
+
+
+def scored(file: Path, config: ConfigDict, cache: ProgramCache, stop: Stop) -> float:
+    """Return the score of one run: the file's, or one that is added to it."""
+    key, known = digest(settings(config), config.task, config.seed), read(file)
+    if key not in known:
+        value = score(config, cache, stop)
+        names = {name: config[name] for name in ("task", "method")}
+        choice = {**names, "lr": config.optim.lr, "seed": config.seed}
+        value = value if np.isfinite(value) else None
+        known = add(file, {"key": key, **choice, "score": value})
+    found = known[key]["score"]
+    return float("nan") if found is None else found
 
 
 def line(method: str, lr: float, scores: list[float]) -> str:
@@ -81,21 +101,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = options.config.config()
     cli.keep_programs(config.paths.cache)
     file = (options.workdir or Path(f"runs/{config.name}")) / "sweep.jsonl"
-    known, cache = read(file), ProgramCache()
-    for method in options.methods or config.table.methods:
-        for lr in options.grid or config.grid:
-            scores = []
-            for seed in range(100, 100 + options.seeds):
-                one = options.config.config(task=config.task, method=method, seed=seed)
-                one.optim.lr = lr
-                check(one, "--grid")
-                key = digest(settings(one), one.task, seed)
-                if key not in known:
-                    choice = {"task": one.task, "method": method, "lr": lr}
-                    found = {**choice, "seed": seed, "score": score(one, cache)}
-                    known = add(file, {"key": key, **found})
-                scores.append(known[key]["score"])
-            print(line(method, lr, scores), flush=True)
+    read(file)  # raises before anything is trained
+    cache = ProgramCache()
+    with stop_on_signals() as stop:
+        for method in options.methods or config.table.methods:
+            for lr in options.grid or config.grid:
+                choices = {"task": config.task, "method": method}
+                scores = []
+                for seed in range(100, 100 + options.seeds):
+                    one = options.config.config(**choices, seed=seed)
+                    one.optim.lr = lr
+                    scores.append(scored(file, check(one, "--grid"), cache, stop))
+                print(line(method, lr, scores), flush=True)
 
 
 if __name__ == "__main__":

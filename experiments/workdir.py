@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments import documents
 from experiments.claims import claim
-from experiments.records import NAMES, identity
+from experiments.documents import DamagedFile
+from experiments.records import identity
 from peftjax import storage
 
 PLAN, SETTINGS, RESULT = "plan.json", "settings.json", "result.json"
@@ -34,18 +36,6 @@ FILES = (
 )
 KIND = "run of peftjax"
 REMEDY = "delete it and run experiments.table again"
-OF_ALL = ("status", "metric", "note", "hardware", "versions", "date")
-OF_FINISHED = (
-    "scores",
-    "trainable",
-    "trainable_without_head",
-    "share",
-    "adapter_bytes",
-)
-
-
-class DamagedFile(ValueError):
-    """A file is not what it should be; the message says what to do."""
 
 
 class ForeignFile(FileExistsError):
@@ -188,39 +178,12 @@ def read_result(file: Path, own: Mapping[str, Any] | None = None) -> dict[str, A
     Raises:
         DamagedFile: it lacks something, or is of another run.
     """
-    found = document(file, (*NAMES[1:], *OF_ALL), REMEDY)
-    match found["status"]:
-        case "finished":
-            check_keys(file, found, OF_FINISHED, REMEDY)
-            check_keys(file, found["scores"], (str(found["metric"]),), REMEDY)
-        case "failed":
-            check_keys(file, found, ("error",), REMEDY)
-        case other:
-            raise DamagedFile(
-                f"{file}: expected the status finished or failed, found {other!r}; "
-                f"{REMEDY}"
-            )
+    found = documents.read(file, documents.Result, REMEDY)
     if own is not None:
-        check_keys(file, found, ("config",), REMEDY)
-        check_keys(file, found["config"], (*NAMES, "paths"), REMEDY)
-        check_keys(file, found["config"]["paths"], (), REMEDY)
+        if "config" not in found:
+            raise DamagedFile(f"{file}: expected the config of a run; {REMEDY}")
         if lines := differences(own, identity(found["config"])):
             raise DamagedFile(f"{file}: of another run: {lines[0]}; {REMEDY}")
-    return found
-
-
-def document(file: Path, keys: tuple[str, ...], remedy: str) -> dict[str, Any]:
-    """Return a JSON file's object, which has these keys.
-
-    Raises:
-        DamagedFile: it is not so; the message ends with the remedy.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        size = f"{file.stat().st_size} bytes ({error})"
-        raise DamagedFile(f"{file}: expected JSON, found {size}; {remedy}") from error
-    check_keys(file, found, keys, remedy)
     return found
 
 
@@ -236,23 +199,7 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _manifest(file: Path) -> tuple[dict[str, Any], set[str]]:
     remedy = "choose another --workdir"
-    found = document(file, (), remedy)
-    if found.get("kind") != KIND:
-        raise ForeignFile(f"{file}: not the settings of a run; {remedy}")
-    check_keys(file, found, ("settings", "files"), remedy)
-    settings, files = found["settings"], found["files"]
-    names = isinstance(files, list) and all(name in FILES for name in files)
-    if not names or not isinstance(settings, dict):
-        raise DamagedFile(f"{file}: expected settings and files of a run; {remedy}")
-    return settings, {*files, SETTINGS}
-
-
-def check_keys(file: Path, found: Any, keys: tuple[str, ...], remedy: str) -> None:
-    """Raise DamagedFile unless a file holds an object with these keys."""
-    if not isinstance(found, dict):
-        raise DamagedFile(f"{file}: expected {keys}, found {found!r:.80}; {remedy}")
-    if missing := [key for key in keys if key not in found]:
-        raise DamagedFile(
-            f"{file}: expected {', '.join(missing)}, found only {', '.join(found)}; "
-            f"{remedy}"
-        )
+    found = documents.read(file, documents.Manifest, remedy)
+    if strangers := sorted(set(found["files"]).difference(FILES)):
+        raise DamagedFile(f"{file}: {strangers[0]!r} is no file of a run; {remedy}")
+    return found["settings"], {*found["files"], SETTINGS}

@@ -8,17 +8,19 @@ Weights: `--config.paths.model=FOLDER`. Data: `--config.paths.data` is TFDS's fo
 Hydra's rates, epochs, batches, decay, warm-up, length and ranks are read from
 `experiments/published/hparams_hydra_glue.csv`, which is what the released scripts set;
 their four devices are one batch here. AdamW, linear decay, gradients clipped at 1, the
-model's own dropout. The other methods have no recipe there: they take Hydra's, with the
-rates of `RATES` where a rate for adapters makes no sense; rank 8 and q, v for LoRA as
-its paper has them, alpha = 16, and HRA's rates are ours.
+model's own dropout; biases and LayerNorm do not decay, as in their trainer. The other
+methods have no recipe there: they take Hydra's, with the rates of `RATES` where a rate
+for adapters makes no sense; rank 8 and q, v for LoRA as its paper has them, alpha = 16,
+and HRA's rates are ours.
 
 Options, after `task=`, `method=` and `seed=` (the paper runs one seed, 0):
 
 * `selection=last|best_on_validation|best_on_test`: GLUE's development set is what the
   table reports, so that `best_on_test` and `best_on_validation` both choose on it.
 * `start=released|fresh`: Hydra starts on MRPC, RTE and STS-B from the adapter of an
-  MNLI run, `--config.paths.start=RUN/adapter`, or as on the other tasks. The heads
-  differ in their classes, so the head always starts fresh.
+  MNLI run, or as on the other tasks. It is the run of the same seed in the table's
+  folder, or `--config.paths.start=RUN/adapter`. The heads differ in their classes, so
+  the head always starts fresh.
 """
 
 from ml_collections import ConfigDict
@@ -100,6 +102,7 @@ def config(
     known(selection, SELECTIONS, "selection")
     known(start, ["released", "fresh"], "start")
     row = line("hydra_glue", task=task)
+    rules = _rules(method, row)
     mnli = row["start_from"].startswith("mnli") and method == "hydra"
     return defaults.run(
         name="glue_roberta_base",
@@ -109,10 +112,10 @@ def config(
         seed=seed,
         selection=selection,
         start_from="mnli" if mnli and start == "released" else "",
-        rules=_rules(method, row),
+        rules=rules,
         metric=METRICS.get(task, "accuracy"),
         model={"kind": "roberta", "settings": MODEL},
-        **_training(method, row),
+        **_training(method, row, rules),
         paths={"start": ""},
         grid=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         tasks=TASKS,
@@ -121,7 +124,7 @@ def config(
     )
 
 
-def _training(method: str, row: dict) -> dict:
+def _training(method: str, row: dict, rules: tuple) -> dict:
     """Return what a line of the recipes says."""
     length = int(row["max_seq_length"])
     return {
@@ -142,6 +145,7 @@ def _training(method: str, row: dict) -> dict:
             "weight_decay": float(row["weight_decay"]),
             "warmup": float(row["warmup_ratio"]),
             "clip": 1.0,
+            **defaults.no_decay(rules),
         },
     }
 

@@ -8,14 +8,15 @@ Weights: the first release's `ViT-B_16.npz`, by `--config.paths.model=FILE`. Dat
 | method | recipe | source |
 |---|---|---|
 | hydra | hparams_hydra_vtab1k.csv; 100 epochs, a cosine of 500 | Hydra's code |
-| glora, glora_r2, _r4, _r8 | 500 epochs, batch 64, 1e-4 | GLoRA's code |
+| glora, glora_r2, _r4, _r8, _search | 500 epochs, batch 64, 1e-4 | GLoRA's code |
 | ssf | hparams_vtab1k_baselines.csv; 100 epochs, batch 2 x 32 | SSF's code |
 | others | length and rates of FacT's script, same file | ours for these methods |
 
 `glora` is the supernet's largest subnet at rank 4, the released default; `glora_r*` are
 subnets with the forms of each layer drawn uniformly, as training the supernet draws
-them: their sizes, not their scores, compare with what the paper's search finds. LoRA
-and DoRA adapt q and v, hence three matrices instead of one. Full fine-tuning has a
+them: their sizes, not their scores, compare with what the paper's search finds.
+`--methods glora_search` is the paper's method, a supernet and its search. LoRA and DoRA
+adapt q and v, hence three matrices instead of one. Full fine-tuning has a
 tenth of FacT's rate. alpha = 16 is ours.
 
 Options, after `task=`, `method=` and `seed=` (the papers run one seed, 42):
@@ -68,6 +69,8 @@ OTHERS = {
     "hra_inf": pj.HRA(rank=8, orthogonal=True),
 }
 METHODS = (*OTHERS, "hydra", "glora", "glora_r2", "glora_r4", "glora_r8", "ssf")
+ALL_METHODS = (*METHODS, "glora_search")
+SEARCH = {"limit": 440_000}  # of NOTES
 PUBLISHED = {
     "file": "vtab1k.csv",
     "backbone": "ViT-B/16 (ImageNet-21k supervised)",
@@ -77,7 +80,7 @@ PUBLISHED = {
         "bitfit": "BitFit",
         "lora": "LoRA",
         "hydra": "Hydra",
-        "glora": "GLoRA",
+        "glora_search": "GLoRA",
         "ssf": "SSF",
     },
 }
@@ -86,6 +89,7 @@ _SEARCHED = (
     "recalled, not read in the paper)"
 )
 NOTES = {
+    "glora_search": "the supernet; what is found has at most `search.limit`",
     "glora": "largest subnet; the table prints no size of the searched ones",
     "glora_r2": _SEARCHED.format("0.31", "0.29"),
     "glora_r4": _SEARCHED.format("0.50", "0.44"),
@@ -123,7 +127,7 @@ def _hydra(task: str, placement: str, period: str) -> dict:
 
 
 def _glora(method: str) -> dict:
-    largest = method == "glora"
+    largest = method in ("glora", "glora_search")
     rules = _preset(pj.GLoRA(rank=4)) if largest else _subnet(int(method[-1]))
     return {"rules": rules, "lr": 1e-4, "epochs": 500, "period": 500}
 
@@ -175,7 +179,7 @@ def config(
         UnknownName: an unknown name; the nearest valid one is named.
     """
     known(task, vtab.TASKS, "task")
-    known(method, METHODS, "method")
+    known(method, ALL_METHODS, "method")
     known(selection, SELECTIONS, "selection")
     known(placement, ["released", "figure"], "placement")
     known(period, ["released", "run"], "period")
@@ -191,7 +195,9 @@ def config(
         grid=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         tasks=vtab.TASKS,
         methods=METHODS,
+        **({"search": SEARCH} if method == "glora_search" else {}),
         table={
+            "all_methods": ALL_METHODS,
             "groups": {name: one.group for name, one in vtab.TASKS.items()},
             "published": PUBLISHED,
             "notes": {**NOTES, **figure},

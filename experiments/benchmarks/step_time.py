@@ -30,6 +30,7 @@ import peftjax as pj
 from experiments import cli
 from experiments.measure import adapted, analysis, bound, interleave, ratio
 from experiments.records import circumstances, plain
+from experiments.tasks import digits
 from peftjax import storage
 from peftjax.models.vit import ViT
 
@@ -72,7 +73,8 @@ def compiled_calls(
         calls[name] = functools.partial(compiled, *args)
         facts[name] = {**analysis(compiled), "merged_sites": merged}
 
-    add("bound", bound(model), variables, images, labels)
+    batch = {"image": images, "label": labels}
+    add("bound", bound(model, digits.loss, "pos_embed"), variables, batch, 0)
     for name in methods:
         peft = pj.adapt(model.apply, variables, images, rules={LINEAR: METHODS[name]})
         slow = sum(not site.fast for site in peft.sites)

@@ -72,6 +72,7 @@ def _sentences(table: Table) -> Iterable[str]:
         (x, run.task): CHOSEN.get(run.selection, run.selection) for x, run in runs
     }
     yield f"Evaluated {_told(chosen)}."
+    yield from _unsearched(table)
     if table.groups:
         groups = {(task, ""): table.groups[task] for task in table.averaged}
         yield f"Average: mean of the means of the groups {_told(groups)}."
@@ -87,6 +88,27 @@ def _sentences(table: Table) -> Iterable[str]:
     for name, text in COSTS.items():
         if any(row.values(name) for row in table.rows):
             yield text
+
+
+def _unsearched(table: Table) -> Iterable[str]:
+    """Say which rows have GLoRA's name and not its method."""
+    fixed = [
+        row.label
+        for row in table.rows
+        if any(_is_fixed_glora(run.result) for run in row.runs)
+    ]
+    if fixed:
+        yield (
+            f"{', '.join(fixed)}: fixed structures of GLoRA, not the method of its "
+            "paper, which searches a supernet (glora_search)."
+        )
+
+
+def _is_fixed_glora(result: Mapping[str, Any]) -> bool:
+    rules = result.get("config", {}).get("rules", ())
+    return "search" not in result and any(
+        method["name"] == "GLoRA" for _, method in rules
+    )
 
 
 def _scores(table: Table) -> Iterable[str]:

@@ -8,15 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.workdir import (
-    PLAN,
-    REMEDY,
-    RESULT,
-    DamagedFile,
-    check_keys,
-    document,
-    read_result,
-)
+from experiments import documents
+from experiments.documents import DamagedFile
+from experiments.workdir import PLAN, REMEDY, RESULT, read_result
 
 NAMES = ("task", "method", "seed")
 
@@ -76,14 +70,9 @@ def read(workdir: Path) -> tuple[dict[str, Any], list[Run]]:
             f"{file}: expected the plan of a table, found none; give the --workdir of "
             "experiments.table"
         )
-    plan = document(file, ("name", "table", "runs"), REMEDY)
-    for run in plan["runs"]:
-        check_keys(file, run, ("folder", "selection", *NAMES), REMEDY)
+    plan = documents.read(file, documents.Plan, REMEDY)
     if all(run.get("abandoned") for run in plan["runs"]):
         raise DamagedFile(f"{file}: expected runs, found none; {REMEDY}")
-    places = [(workdir / run["folder"]).resolve() for run in plan["runs"]]
-    if twice := [place for place in places if places.count(place) > 1]:
-        raise DamagedFile(f"{file}: {twice[0]} is planned twice; {REMEDY}")
     runs = [_run(workdir, run) for run in plan["runs"]]
     methods = _order(plan["table"].get("all_methods", ()), [run.method for run in runs])
     tasks = _order(plan["table"].get("all_tasks", ()), [run.task for run in runs])
@@ -97,7 +86,7 @@ def _order(first: Any, then: list[str]) -> dict[str, int]:
 
 def _run(workdir: Path, planned: Mapping[str, Any]) -> Run:
     place = workdir / planned["folder"]
-    if not place.resolve().is_relative_to(workdir.resolve()):
+    if not place.resolve().is_relative_to(workdir.resolve()):  # by a link
         raise DamagedFile(
             f"{workdir / PLAN}: {planned['folder']} leads out of {workdir}"
         )

@@ -1,5 +1,5 @@
 """GLoRA as its paper has it: a supernet, its search, one evaluation."""
 
-from experiments.search.work import run
+from experiments.search.work import SEARCH, run
 
-__all__ = ["run"]
+__all__ = ["SEARCH", "run"]

@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             stop=stop,
             **{name: getattr(options, name) for name in EVOLVE},
         )
+    if result["status"] == "failed":
+        raise SystemExit(f"{options.workdir}: FAILED: {result['error']}")
     print(f"{config.task}, seed {config.seed}: {options.workdir / RESULT}")
     if on_test(config):
         print(f"  {ON_TEST}")

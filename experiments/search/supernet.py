@@ -11,35 +11,13 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.checks import UnfitSettings
-from experiments.measure import bound, forward
-from experiments.optimizer import optimizer
-from experiments.run import ProgramCache, Programs, Run
-from experiments.tasks.task import Outline
+from experiments.preemption import Stop
+from experiments.run import Run
 from peftjax.data.pipeline import eval_batches
-from peftjax.search import Space, draw, evolve, make_score
-from peftjax.training.evaluation import make_eval
+from peftjax.search import Space, evolve, make_score
 from peftjax.training.loop import train
-from peftjax.training.step import make_step
 
 SAVE_STEPS = 500  # between checkpoints of the supernet, at most
-Stop = Callable[[], bool]
-
-
-class SupernetPrograms(ProgramCache):
-    """Programs whose training step draws a structure for the next."""
-
-    def _compiled(self, config: ConfigDict, outline: Outline) -> Programs:
-        model, rules = outline.model, dict(config.rules)
-        peft = pj.adapt(model.apply, outline.abstract(), *outline.example, rules=rules)
-        step = make_step(
-            peft,
-            optimizer(config.optim, 2, 1),
-            outline.loss,
-            self.mesh,
-            update_frozen=draw(peft),
-        )
-        outputs = make_eval(peft, outline.outputs, self.mesh)
-        return Programs(peft, self.mesh, step, outputs, bound(model), forward(model))
 
 
 def supernet(config: ConfigDict) -> ConfigDict:
@@ -79,7 +57,7 @@ def on_test(config: ConfigDict) -> bool:
     return config.selection == "best_on_test"
 
 
-def space_of(one: Run, limit: int, settings: dict[str, Any]) -> Space:
+def space_of(one: Run, limit: int, settings: dict[str, Any], state: Any) -> Space:
     """Return what is searched; what cannot be is refused before anything is trained."""
     space = Space(one.peft)
     if stacked := [site.path for site, _ in space.supernets if site.stack]:
@@ -89,8 +67,9 @@ def space_of(one: Run, limit: int, settings: dict[str, Any]) -> Space:
         )
     try:
         once = {**settings, "generations": 0}
-        evolve(lambda g: [0.0] * len(g), space, limit, jax.random.key(0), **once)
-    except ValueError as error:
+        key = jax.random.key(one.config.seed)
+        evolve(lambda g: [0.0] * len(g), space, limit, key, **once, state=state)
+    except (TypeError, ValueError) as error:
         raise UnfitSettings(f"{one.config.name}: {error}") from error
     return space
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,14 @@ import jax
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments import costs, finetune
+from experiments import costs, documents, finetune
 from experiments.claims import LOCK, claim
-from experiments.preemption import Stopped
+from experiments.preemption import Stop, Stopped
+from experiments.programs import ProgramCache
 from experiments.records import circumstances, identity, plain
 from experiments.report.search import archive_png, structure_png
-from experiments.run import ProgramCache, Run
+from experiments.run import Run
 from experiments.search.supernet import (
-    Stop,
-    SupernetPrograms,
     changed,
     on_test,
     scores_of,
@@ -32,7 +32,6 @@ from experiments.workdir import (
     RESULT,
     Busy,
     differences,
-    document,
     finite,
 )
 from peftjax import storage
@@ -40,7 +39,8 @@ from peftjax.convert.glora import Subnet
 from peftjax.hub import files
 from peftjax.hub.tensors import save_tree
 from peftjax.methods.glora_supernet import FORMS
-from peftjax.search import Found, Space, evolve
+from peftjax.search import Found, Space, draw, evolve
+from peftjax.training.loop import NonFiniteLoss
 
 SEARCH, SUPERNET, RETRAINED = "search.json", "supernet", "retrained"
 REMEDY = "choose another --workdir"
@@ -88,25 +88,48 @@ def run(
             raise Busy(f"{workdir}: another process is at this search")
         state = _begun(workdir, json.loads(json.dumps(own)), resume)
         if (workdir / RESULT).exists():
-            return document(workdir / RESULT, ("scores", "structure"), REMEDY)
-        one = Run(config, SupernetPrograms(mesh), choose=not on_test(config))
-        space = space_of(one, limit, settings)
-        adapters = trained(one, workdir / SUPERNET, stop)
+            schema = documents.Searched | documents.Failed
+            return documents.read(workdir / RESULT, schema, REMEDY)
+        one = Run(
+            config,
+            ProgramCache(mesh, update_frozen=draw),
+            choose=not on_test(config),
+            stop=stop,
+        )
 
         def save(state: dict[str, Any]) -> None:
             _write(workdir, own, state)
             if stop is not None and stop():
                 raise Stopped(f"{workdir}: stopped between generations")
 
-        score, key = scores_of(one, space, adapters), jax.random.key(config.seed)
-        found = evolve(score, space, limit, key, **settings, state=state, save=save)
-        (workdir / "archive.png").write_bytes(archive_png(found, one.outline.metric))
-        (workdir / "structure.png").write_bytes(structure_png(space, found.best))
-        subnet = pj.to_glora(one.peft, space.place(adapters, found.best.genes))
-        tested = _tested(one, subnet, workdir, retrain, stop)
-        result = _result(one, space, found, tested, chosen)
+        result = {**_searched(one, workdir, chosen, state, save, stop), **_common(one)}
         storage.write_json(workdir / RESULT, result)
         return result
+
+
+def _searched(
+    one: Run,
+    workdir: Path,
+    chosen: dict[str, Any],
+    state: dict[str, Any] | None,
+    save: Callable[[dict[str, Any]], None],
+    stop: Stop | None,
+) -> dict[str, Any]:
+    """Train the supernet, search it, and return what was found and its score."""
+    settings = dict(chosen)
+    limit, retrain = settings.pop("limit"), settings.pop("retrain")
+    space = space_of(one, limit, settings, state)
+    try:
+        adapters = trained(one, workdir / SUPERNET, stop)
+    except NonFiniteLoss as error:
+        return {"status": "failed", "error": error.what}
+    score, key = scores_of(one, space, adapters), jax.random.key(one.config.seed)
+    found = evolve(score, space, limit, key, **settings, state=state, save=save)
+    (workdir / "archive.png").write_bytes(archive_png(found, one.outline.metric))
+    (workdir / "structure.png").write_bytes(structure_png(space, found.best))
+    subnet = pj.to_glora(one.peft, space.place(adapters, found.best.genes))
+    tested = _tested(one, subnet, workdir, retrain, stop)
+    return {**tested, **_facts(space, found, chosen)}
 
 
 def _refuse_guests(workdir: Path) -> None:
@@ -125,7 +148,7 @@ def _begun(workdir: Path, own: dict[str, Any], resume: bool) -> dict[str, Any] |
     if not file.exists():
         _write(workdir, own, None)
         return None
-    found = document(file, ("settings", "state"), REMEDY)
+    found = documents.read(file, documents.Search, REMEDY)
     if not resume:
         raise FileExistsError(f"{workdir}: holds a search; --resume continues it")
     if lines := differences(own, found["settings"]):
@@ -150,7 +173,7 @@ def _tested(
     if retrain:
         place = workdir / RETRAINED
         return finetune.run(config, place, resume=True, cache=cache, stop=stop)
-    fixed, adapters = Run(config, cache), subnet.adapters
+    fixed, adapters = Run(config, cache, stop=stop), subnet.adapters
     tensors, _ = files.save(workdir / ADAPTER, fixed.peft, adapters, fixed.base)
     try:
         save_tree(workdir / MERGED, fixed.peft.merge(fixed.base, adapters))
@@ -165,18 +188,24 @@ def _tested(
     }
 
 
-def _result(
-    one: Run, space: Space, found: Found, tested: dict[str, Any], chosen: dict[str, Any]
-) -> dict[str, Any]:
+def _common(one: Run) -> dict[str, Any]:
+    """Return what every result says of its run."""
     names = ("name", "task", "method", "seed", "selection")
-    best = found.best
-    paths = [site.path for site, _ in space.supernets]
     note = f"{one.outline.note}; {ON_TEST}" if on_test(one.config) else one.outline.note
     return {
-        **tested,
         **{key: one.config[key] for key in names},
         "metric": one.outline.metric,
         "note": note,
+        "config": plain(one.config),
+        **circumstances(),
+    }
+
+
+def _facts(space: Space, found: Found, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return what was found."""
+    best = found.best
+    paths = [site.path for site, _ in space.supernets]
+    return {
         "search": {
             **chosen,
             "evaluated": len(found.archive),
@@ -189,6 +218,4 @@ def _result(
             path: dict(zip("ABCDE", (FORMS[gene] for gene in row)))
             for path, row in zip(paths, best.genes)
         },
-        "config": plain(one.config),
-        **circumstances(),
     }

@@ -8,8 +8,10 @@ of processes may share one `--workdir`: each run is done by one of them, and the
 a process that died is continued by another. Each run has a folder
 `WORKDIR/TASK/METHOD-SETTINGS/seedN`, where SETTINGS is a hash: a changed configuration
 starts runs of its own. `--dry-run` builds everything but reads no weights and no data,
-and compares the trainable parameters with the published counts. SIGTERM and Ctrl-C save
-a checkpoint after the present step, and the exit status is then 75: resume me.
+compares the trainable parameters with the published counts and names what is missing.
+A run that starts from another run's adapter takes that of its method and seed in
+WORKDIR. SIGTERM and Ctrl-C save a checkpoint after the present step, and the exit
+status is then 75: resume me.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments import cli, outlook, report, table
+from experiments import cli, outlook, report, starts, table
 from experiments.arguments import known
 from experiments.plan import plan
 from experiments.preemption import stop_on_signals
@@ -33,11 +35,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fill a table and write it, as the command line says."""
     start, options = time.perf_counter(), _parser().read(argv)
     config = options.config.config()
-    configs = _runs(config, options)
+    workdir = options.workdir or Path(f"runs/{config.name}")
+    configs = starts.linked(workdir, _runs(config, options), options.config.config)
+    lacking = starts.missing(workdir, configs)
     if options.dry_run:
         outlook.show(configs, options.workdir)
+        print(
+            "\n".join(f"MISSING: {line}" for line in lacking), end="\n" * bool(lacking)
+        )
         return
-    workdir = options.workdir or Path(f"runs/{config.name}")
+    if lacking:
+        raise starts.NothingToStartFrom(lacking[0])
     cli.keep_programs(config.paths.cache)
     plan(config, workdir, configs, options.config.variant())
     with stop_on_signals() as stop:

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import finetune
+from experiments import finetune, search, starts
 from experiments.plan import folder
 from experiments.preemption import Stopped
-from experiments.run import ProgramCache
+from experiments.programs import ProgramCache
 from experiments.workdir import RESULT, Busy, claimed
 
 POLL_SECONDS = 5.0
@@ -39,6 +40,7 @@ def fill(
     if force:
         with ExitStack() as claims:
             places = [folder(workdir, config) for config in configs]
+            _refuse_searches(places)
             for one in [claims.enter_context(claimed(place)) for place in places]:
                 one.clear()
     while left:
@@ -54,15 +56,19 @@ def _done(
     cache: ProgramCache,
     stop: Callable[[], bool] | None,
 ) -> bool:
-    """Do the run unless it is done; return False where another process is at it."""
+    """Do the run unless it is done; return False where another process is at it.
+
+    Or at the run that it starts from.
+    """
     if stop is not None and stop():
         raise Stopped(f"{workdir}: stopped between runs; the same command resumes")
+    if not starts.ready(config):
+        return False
     place = folder(workdir, config)
     name = f"{config.task}, {config.method}, seed {config.seed}"
+    before = (place / RESULT).exists()
     try:
-        with claimed(place) as claim:
-            before = (place / RESULT).exists()
-            result = finetune.work(config, claim, resume=True, cache=cache, stop=stop)
+        result = _result(config, place, cache, stop)
     except Busy:
         return False
     if before:
@@ -76,3 +82,22 @@ def _done(
         shown = "not finite" if score is None else f"{score:.4f}"
         print(f"{name}: {result['metric']} {shown}{time_taken}", flush=True)
     return True
+
+
+def _result(config: ConfigDict, place: Path, cache: ProgramCache, stop: Any) -> Any:
+    """Do one run, or one search and what it found, and return its result."""
+    if "search" in config:
+        options = {"resume": True, "mesh": cache.mesh, "stop": stop}
+        return search.run(config, place, **options, **config.search)
+    with claimed(place) as claim:
+        return finetune.work(config, claim, resume=True, cache=cache, stop=stop)
+
+
+def _refuse_searches(places: Sequence[Path]) -> None:
+    """Raise where a search would have to be deleted, which takes hours to repeat."""
+    for place in places:
+        if (place / search.SEARCH).exists():
+            raise FileExistsError(
+                f"{place}: holds a search, which --force does not repeat; delete the "
+                "folder, or leave --force out"
+            )

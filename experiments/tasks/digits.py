@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from experiments.preemption import Stop
 from experiments.tasks.from_scratch import pretrained
 from experiments.tasks.task import Data, Outline, with_new_head
 from peftjax.data import digits
@@ -31,14 +32,14 @@ def outline(config: ConfigDict) -> Outline:
     )
 
 
-def base(config: ConfigDict, outline: Outline) -> Any:
+def base(config: ConfigDict, outline: Outline, stop: Stop | None = None) -> Any:
     """Return the weights trained on the other digits, with a new head."""
 
     def read():
         return _splits(config.pretrain)[:2]
 
     model, example = outline.model, outline.example
-    trained = pretrained(config, model, example, read, loss, outputs)
+    trained = pretrained(config, model, example, read, loss, outputs, stop)
     return with_new_head(trained)
 
 

@@ -1,14 +1,15 @@
 """A base model that is trained from scratch, once, and then read from the cache.
 
 Training from scratch is full fine-tuning of a fresh model, so it takes the same path as
-every other run.
+every other run. Until it is done its checkpoints lie beside its file, under
+`.training`: it can be stopped, or killed, at any step and goes on from the last one.
 """
 
 from __future__ import annotations
 
-import functools
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.claims import alone
-from experiments.optimizer import optimizer
+from experiments.optimizer import numbers, optimizer
+from experiments.preemption import Stop
+from experiments.programs import starter
 from experiments.records import digest
+from experiments.tasks.task import abstract
 from peftjax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from peftjax.hub.tensors import load_tree, save_tree
 from peftjax.models.vit import ViT
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.evaluation import evaluate, make_eval
 from peftjax.training.loop import train
-from peftjax.training.state import create_state
 from peftjax.training.step import make_step
 
 Arrays = Mapping[str, Any]
+SAVE_STEPS = 500  # between checkpoints
 
 
 def pretrained(
@@ -39,6 +43,7 @@ def pretrained(
     data: Callable[[], tuple[Arrays, Arrays]],
     loss: Callable[..., jax.Array],
     outputs: Callable[..., dict[str, jax.Array]],
+    stop: Stop | None = None,
 ) -> Any:
     """Return the variables of the base model, trained or read from the cache.
 
@@ -50,43 +55,65 @@ def pretrained(
             the weights.
         loss: as `make_step` takes it.
         outputs: as `make_eval` takes it; logits, under `"outputs"`.
+        stop: asked after each step; True saves a checkpoint and raises `Preempted`.
     """
-    init = functools.partial(model.init, jax.random.key(config.pretrain.seed))
-    abstract = jax.eval_shape(init, *example)
     key = digest(config.model, config.pretrain, config.data)
     file = Path(config.paths.cache) / f"{config.name}-base-{key}.safetensors"
-    with alone(file):
+    with alone(file, stop):
         if not file.exists():
-            zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), example)
-            fresh = jax.jit(init)(*zeros)
-            trained = _train(
-                config.pretrain, model, example, fresh, data, loss, outputs
-            )
-            save_tree(file, trained)
+            training = _Training(config.pretrain, model, example, loss, outputs)
+            place = file.with_suffix(".training")
+            save_tree(file, training.run(*data(), place, stop))
+            shutil.rmtree(place)
             print(f"base model: written to {file}", flush=True)
-    return load_tree(file, abstract)
+    return load_tree(file, abstract(model, example))
 
 
-def _train(settings, model, example, fresh, data, loss, outputs) -> Any:
-    examples, validation = data()
-    peft = pj.adapt(model.apply, fresh, *example, rules={".*": pj.Full()})
-    epoch = steps_per_epoch(len(examples["label"]), settings.batch)
-    steps = settings.epochs * epoch
-    mesh, descent = make_mesh(), optimizer(settings, steps, epoch)
-    step = make_step(peft, descent, loss, mesh)
-    base = step.shard_base(fresh)
-    with tempfile.TemporaryDirectory() as workdir:
+@dataclass(frozen=True)
+class _Training:
+    """The full fine-tuning of a fresh model; see `pretrained`."""
+
+    settings: ConfigDict
+    model: ViT
+    example: tuple[Any, ...]
+    loss: Callable[..., jax.Array]
+    outputs: Callable[..., dict[str, jax.Array]]
+
+    def run(
+        self, examples: Arrays, validation: Arrays, place: Path, stop: Stop | None
+    ) -> Any:
+        """Return the trained variables."""
+        settings, mesh = self.settings, make_mesh()
+        fresh = self._fresh()
+        peft = pj.adapt(self.model.apply, fresh, *self.example, rules={".*": pj.Full()})
+        epoch = steps_per_epoch(len(examples["label"]), settings.batch)
+        steps = settings.epochs * epoch
+        descent = optimizer(settings, steps, epoch)
+        step = make_step(peft, descent, self.loss, mesh)
+        base = step.shard_base(fresh)
+        start = starter(peft, descent, mesh)
         state = train(
             step,
-            create_state(peft, descent, jax.random.key(settings.seed), mesh),
+            start(settings.seed, base, numbers(settings, steps, epoch)),
             base,
             train_batches(examples, settings.batch, seed=settings.seed),
             steps=steps,
-            workdir=workdir,
+            workdir=place,
+            save_every=SAVE_STEPS,
+            resume=True,
+            stop=stop,
         )
-    adapters = jax.device_get(peft.combine(state.trainable, state.frozen))
-    batches = eval_batches(validation, settings.batch)
-    logits = evaluate(make_eval(peft, outputs, mesh), base, adapters, batches)
-    accuracy = (logits["outputs"].argmax(-1) == validation["label"]).mean()
-    print(f"base model: validation accuracy {accuracy:.3f}", flush=True)
-    return jax.device_get(peft.merge(fresh, adapters))
+        adapters = jax.device_get(peft.combine(state.trainable, state.frozen))
+        batches = eval_batches(validation, settings.batch)
+        eval_step = make_eval(peft, self.outputs, mesh)
+        logits = evaluate(eval_step, base, adapters, batches)["outputs"]
+        accuracy = (logits.argmax(-1) == validation["label"]).mean()
+        print(f"base model: validation accuracy {accuracy:.3f}", flush=True)
+        return jax.device_get(peft.merge(fresh, adapters))
+
+    def _fresh(self) -> Any:
+        def init(seed: Any, *arguments: Any) -> Any:
+            return self.model.init(jax.random.key(seed), *arguments)
+
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.example)
+        return jax.jit(init)(np.uint32(self.settings.seed), *zeros)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.arguments import known
+from experiments.preemption import Stop
 from experiments.tasks.task import Data, Outline, held_out, take
 from peftjax.data import glue, source
 from peftjax.models.bert import Bert, BertConfig
@@ -53,10 +54,11 @@ def outline(config: ConfigDict) -> Outline:
         metric=known(config.metric, ("", *metrics), f"metric of {config.task}"),
         examples=config.data.train_examples or task.sizes["train"],
         note="GLUE development set",
+        entry="embeddings/norm/bias",
     )
 
 
-def base(config: ConfigDict, outline: Outline) -> Any:
+def base(config: ConfigDict, outline: Outline, stop: Stop | None = None) -> Any:
     """Return the pretrained weights, with the head drawn from the run's seed.
 
     Raises:

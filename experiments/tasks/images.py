@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import peftjax as pj
+from experiments.preemption import Stop
 from experiments.tasks.from_scratch import pretrained
 from experiments.tasks.task import Data, Outline, with_new_head
 from peftjax.data import images, source, vtab
@@ -45,7 +46,7 @@ def outline(config: ConfigDict) -> Outline:
     )
 
 
-def base(config: ConfigDict, outline: Outline) -> Any:
+def base(config: ConfigDict, outline: Outline, stop: Stop | None = None) -> Any:
     """Return the pretrained weights with a head of zeros.
 
     Raises:
@@ -53,7 +54,7 @@ def base(config: ConfigDict, outline: Outline) -> Any:
             configuration's.
     """
     if not config.paths.model:
-        return _pretrained(config, outline)
+        return _pretrained(config, outline, stop)
     options = ("image_size", "drop_path", "fused_qkv")
     model, variables = pj.models.load(
         config.paths.model,
@@ -96,7 +97,7 @@ def count(config: ConfigDict) -> int | None:
         return None
 
 
-def _pretrained(config: ConfigDict, outline: Outline) -> Any:
+def _pretrained(config: ConfigDict, outline: Outline, stop: Stop | None) -> Any:
     """Return weights trained on the images of other tasks, with a head of zeros."""
     if "pretrain" not in config:
         raise CheckpointError(
@@ -114,6 +115,7 @@ def _pretrained(config: ConfigDict, outline: Outline) -> Any:
         functools.partial(_others, config),
         _augmented_loss(norm),
         outputs_of(norm),
+        stop,
     )["params"]
     head = outline.abstract()["params"]["head"]
     return with_new_head({"params": {**trained, "head": head}})

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import peftjax as pj
+from experiments.preemption import Stop
 from experiments.tasks.images import IN_MEMORY, loss_of, outputs_of, score
 from experiments.tasks.task import (
     Data,
@@ -46,7 +47,7 @@ def outline(config: Any) -> Outline:
     )
 
 
-def base(config: Any, outline: Outline) -> Any:
+def base(config: Any, outline: Outline, stop: Stop | None = None) -> Any:
     """Return the pretrained weights with a head of zeros."""
     return with_new_head(_loaded(config)[1])
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import peftjax as pj
+from experiments.preemption import Stop
 from experiments.tasks.glue import class_loss, outputs
 from experiments.tasks.images import score
 from experiments.tasks.task import Data, Outline, checkpoint, reading, take
@@ -36,10 +37,11 @@ def outline(config: Any) -> Outline:
         metric="accuracy",
         examples=count(config),
         note="test split",
+        entry="embeddings/norm/bias",
     )
 
 
-def base(config: Any, outline: Outline) -> Any:
+def base(config: Any, outline: Outline, stop: Stop | None = None) -> Any:
     """Return the pretrained weights, with the head drawn from the run's seed."""
     return _loaded(config)[1]
 

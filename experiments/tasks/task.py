@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from peftjax.models.files import CheckpointError
@@ -43,6 +43,8 @@ class Outline:
         metric: the one of them that a table shows.
         examples: published number of training examples.
         note: what a reader of the table has to know, such as the split reported.
+        entry: path of a parameter that is added to the input of the first block; see
+            `experiments.measure`.
     """
 
     model: nn.Module
@@ -53,10 +55,18 @@ class Outline:
     metric: str
     examples: int
     note: str
+    entry: str = "pos_embed"
 
     def abstract(self) -> Any:
         """Return the variables' shapes and dtypes; nothing is computed."""
-        return jax.eval_shape(self.model.init, jax.random.key(0), *self.example)
+        return abstract(self.model, self.example)
+
+
+@functools.lru_cache(maxsize=16)  # tracing a model takes longer than a step
+def abstract(model: nn.Module, example: tuple[Any, ...]) -> Any:
+    """Return the shapes and dtypes of a model's variables."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(model.init, key, *example)
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def checkpoint(config: Any) -> str:
 def with_new_head(variables: Any, name: str = "head") -> Any:
     """Return the variables with a head of zeros: the classes are others now."""
     params = variables["params"]
-    head = jax.tree.map(jnp.zeros_like, params[name])
+    head = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params[name])
     return {**variables, "params": {**params, name: head}}
 
 

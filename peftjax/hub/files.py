@@ -186,7 +186,8 @@ def _facts(peft: Any, variables: Any) -> Facts:
 
 def _expected_arrays(peft: Any) -> dict[str, dict[str, Any]]:
     variables = jax.tree.unflatten(peft.structure, peft.leaves.avals)
-    return jax.eval_shape(peft.init, jax.random.key(0), variables)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(peft.init, key, variables)
 
 
 def _flat(adapters: Mapping) -> dict[str, Any]:

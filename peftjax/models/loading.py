@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +175,10 @@ def _match(
     prefix = any(name.startswith(family.prefix(model)) for name in kept)
     where = family.sources(model, kind.layout, prefix=prefix)
 
-    def initialise(key: Any) -> dict[str, Any]:
-        return initial(model, key, _channels(family, where, kept))
-
     try:
-        shapes = {p: a.shape for p, a in jax.eval_shape(initialise, key).items()}
+        channels = _channels(family, where, kept)
+        found = jax.eval_shape(lambda key: initial(model, key, channels), key)
+        shapes = {path: array.shape for path, array in found.items()}
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"config.json: {error}") from error
     leaves, used = plan_leaves(shapes, where, kept)
@@ -192,10 +192,16 @@ def _match(
     logger.info("not used: %s; newly initialised: %s", unused, fresh)
 
     def draw() -> dict[str, Any]:
-        # Under jit only what is returned is computed.
-        return jax.jit(lambda key: {p: initialise(key)[p] for p in fresh})(key)
+        return _drawn(model, channels, tuple(fresh), key)
 
     return leaves, draw if fresh else dict
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _drawn(model: Any, channels: int, paths: tuple[str, ...], key: Any) -> Any:
+    # Under jit only what is returned is computed, and once for all seeds compiled.
+    found = initial(model, key, channels)
+    return {path: found[path] for path in paths}
 
 
 def _given_up(name: str, kind: Checkpoint, head: Head) -> bool:

@@ -63,6 +63,27 @@ def create_state(
     Raises:
         ValueError: no leaf would be trained, or `variables` lacks a collection.
     """
+    state = fresh_state(peft, optimizer, key, variables, adapters, mutable)
+    # A copy: donation of the state must not delete the caller's adapters.
+    return jax.tree.map(lambda leaf: put(jnp.copy(leaf), replicated(mesh)), state)
+
+
+def fresh_state(
+    peft: Any,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    variables: Any = None,
+    adapters: Any = None,
+    mutable: Sequence[str] = (),
+) -> TrainState:
+    """Return the state of `create_state` before it is placed.
+
+    A pure function of key, variables and adapters: under `jax.jit` it is one program,
+    where `create_state` compiles one for each shape of each operation.
+
+    Raises:
+        ValueError: as `create_state`.
+    """
     init_key, train_key = jax.random.split(key)
     if adapters is None:
         adapters = peft.init(init_key, variables)
@@ -75,11 +96,9 @@ def create_state(
         )
     collections = _collections(variables, mutable)
     opt_state = optimizer.init(trainable)
-    state = TrainState(
+    return TrainState(
         trainable, frozen, opt_state, jnp.int32(0), train_key, collections
     )
-    # A copy: donation of the state must not delete the caller's adapters.
-    return jax.tree.map(lambda leaf: put(jnp.copy(leaf), replicated(mesh)), state)
 
 
 def _collections(variables: Any, names: Sequence[str]) -> dict[str, Any]:

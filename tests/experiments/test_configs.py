@@ -1,6 +1,7 @@
 """The papers' configurations: recipes, options, schedules, refusals."""
 
 import csv
+import re
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,10 @@ from experiments import tasks
 from experiments.arguments import UnknownName
 from experiments.hparams import line
 from experiments.optimizer import optimizer, schedule
+from experiments.programs import starter
 from experiments.published import FOLDER, Numbers
 from experiments.run import Run
+from peftjax.core.paths import flatten
 from peftjax.data import vtab
 from peftjax.hub import files
 from peftjax.hub.tensors import AdapterFileError
@@ -270,8 +273,12 @@ def started(config) -> Any:
         config=config,
         base=base,
         peft=peft,
-        optimizer=optimizer(config.optim, 10, 5),
-        programs=SimpleNamespace(mesh=make_mesh()),
+        sharded=base,
+        steps=10,
+        steps_per_epoch=5,
+        programs=SimpleNamespace(
+            start=starter(peft, optimizer(config.optim, 2, 1), make_mesh())
+        ),
     )
 
 
@@ -298,3 +305,39 @@ def test_a_run_starts_from_the_adapter_of_another_task(tmp_path):
     one.config.rules = (*one.config.rules[:-1], (r"classifier/out_proj/.*", pj.Full()))
     with pytest.raises(AdapterFileError):
         Run.state(one)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "resting"),
+    [
+        (ROBERTA, "full", r".*(bias|norm/scale)"),
+        (DEBERTA, "full", r".*(bias|norm/scale)"),
+        (ROBERTA, "bitfit", r".*bias"),
+        (ROBERTA, "hydra", r"classifier/.*bias|.*/kernel/.*_bias"),
+        (DEBERTA, "hra0", ""),  # it trains no bias
+    ],
+)
+def test_biases_and_layer_norm_do_not_decay_on_glue(name, method, resting):
+    """With gradients of 0, all other leaves shrink: e^-18 in a run on MNLI."""
+    config = tiny(name, f"task=mrpc,method={method}")
+    outline = tasks.family(config).outline(config)
+    variables, rules = outline.abstract(), dict(config.rules)
+    peft = pj.adapt(outline.model.apply, variables, *outline.example, rules=rules)
+    shapes = jax.eval_shape(peft.init, jax.random.key(0), variables)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), peft.partition(shapes)[0])
+    zeros = jax.tree.map(np.zeros_like, ones)
+    descent = optimizer(config.optim, 10, 5)
+
+    @jax.jit
+    def moved(params):
+        state = descent.init(params)
+        _, state = descent.update(zeros, state, params)  # the rate of step 0 is 0
+        return descent.update(zeros, state, params)[0]
+
+    paths, leaves, _ = flatten(moved(ones))
+    assert len(paths) > 2
+    for path, update in zip(paths, leaves):
+        inside = path.lstrip("/").removesuffix("/value")
+        rests = bool(re.fullmatch(resting, inside))
+        assert np.all(update == 0) == rests, path
+        assert rests or np.all(update < 0), path

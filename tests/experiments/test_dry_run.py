@@ -7,6 +7,7 @@ import pytest
 
 from experiments import outlook
 from experiments.checks import UnfitSettings
+from experiments.documents import DamagedFile
 from experiments.table.__main__ import main
 from peftjax.data import vtab
 from tests.helpers.config_case import DEBERTA, ROBERTA, VIT, get, tiny
@@ -77,6 +78,12 @@ def test_the_dry_run_reads_nothing_and_is_written(tmp_path, capsys):
     written = json.loads((tmp_path / outlook.FILE).read_text())
     assert [run["task"] for run in written["runs"]] == 2 * ["mrpc", "stsb"]
     assert [one["method"] for one in written["methods"]] == ["full", "hydra"]
+    outlook.show(configs[:1], tmp_path)  # its own is replaced
+    for text in ("{}", "mine", '{"kind": "x"}', "[" * 10**5):
+        (tmp_path / outlook.FILE).write_text(text)
+        with pytest.raises(DamagedFile, match=r"dry_run\.json: .*not a dry run's"):
+            outlook.show(configs[:1], tmp_path)
+        assert (tmp_path / outlook.FILE).read_text() == text
 
 
 def test_the_dry_run_of_the_table(capsys):

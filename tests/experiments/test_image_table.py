@@ -14,7 +14,8 @@ pytest.importorskip("tensorflow_datasets", reason="needs peftjax[data]")
 from configs.vtab.vision_small import METHODS, TASKS, get_config
 from experiments import finetune, sweep
 from experiments.arguments import UnknownName
-from experiments.run import ProgramCache, Run
+from experiments.programs import ProgramCache
+from experiments.run import Run
 from experiments.tasks import from_scratch
 from experiments.tasks import images as family
 from peftjax.data import image_files, images

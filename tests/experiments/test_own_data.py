@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import defaults
+from experiments import finetune
 from experiments.finetune import main
+from experiments.programs import ProgramCache
 from experiments.table.__main__ import main as table
+from peftjax.parallel.mesh import make_mesh
+from tests.helpers.compilations import compilations
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +110,17 @@ def test_texts_of_ones_own_are_trained_on(data, encoder, tmp_path):
     assert finished(tmp_path / "run") == 1.0
 
 
+def test_a_step_on_texts_is_measured_against_the_bound(data, encoder, tmp_path):
+    file = tmp_path / "own.py"
+    whole = (EXAMPLES / "own_text.py").read_text()
+    file.write_text(whole.replace("model=", "measure=True, model="))
+    given = text(data, encoder, tmp_path, **{"train.epochs": 1, "train.eval_epochs": 1})
+    given[0] = f"--config={file}"
+    main([*given, "--workdir", str(tmp_path / "run")])
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert found["step_over_bound"] > 0 and 0 < found["merge_difference"] < 1e-3
+
+
 def test_a_table_of_ones_own_is_filled(data, encoder, tmp_path, capsys):
     given = text(data, encoder, tmp_path, **{"train.epochs": 1, "train.eval_epochs": 1})
     options = ["--methods", "linear,lora", "--seeds", "1", "--workdir"]
@@ -162,3 +178,17 @@ def test_a_damaged_image_is_named(data, tmp_path):
     given = arguments("own_images.py", tmp_path, MODELS / "vit", tmp_path)
     with pytest.raises(SystemExit, match=r"own_images, photos: .*19\.png: not a whole"):
         main([*given, "--workdir", str(tmp_path / "run")])
+
+
+def test_a_further_seed_on_texts_compiles_nothing(data, encoder, tmp_path):
+    """The head, too, is drawn by one program for all seeds."""
+    options = {"train": {"epochs": 1, "batch": 8}, "paths": {"data": str(data)}}
+    short = {"max_length": 16, "buckets": (16,)}
+    cache = ProgramCache(make_mesh(data=1))
+    for seed in (0, 1):
+        given = defaults.own_text(
+            "reviews", "linear", seed, str(encoder), data=short, **options
+        )
+        with compilations() as found:
+            finetune.run(given, tmp_path / str(seed), cache=cache)
+    assert found == []

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from experiments import table
+from experiments.claims import alone
 from experiments.finetune import main
 from experiments.preemption import RESUME_ME, Stopped, stop_on_signals
+from experiments.pretrain import main as pretrain
 from experiments.table.__main__ import main as fill
-from experiments.tasks import digits
+from experiments.tasks import digits, from_scratch
+from peftjax.parallel.mesh import make_mesh
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +84,46 @@ def test_a_table_that_is_told_to_stop_is_resumed(given, asked, tmp_path, capsys)
     assert len(list(tmp_path.rglob("result.json"))) == 2
     with pytest.raises(Stopped, match="the same command resumes"):
         table.fill(tmp_path / "table", [None], stop=lambda: True)
+
+
+def test_pretraining_is_told_to_stop_and_goes_on(given, tmp_path, monkeypatch):
+    """Between two steps; to the same bits, and nothing is left of it."""
+    monkeypatch.setattr(from_scratch, "make_mesh", lambda: make_mesh(data=1))
+    command = [*given, f"--config.paths.cache={tmp_path / 'calm'}"]
+    pretrain(command)
+    (base,) = (tmp_path / "calm").glob("*.safetensors")
+
+    real = from_scratch.train_batches
+
+    class Batches:
+        def __init__(self, *args, **more):
+            self.data, self.taken = real(*args, **more), 0
+            self.get_state, self.set_state = self.data.get_state, self.data.set_state
+
+        def __next__(self):
+            self.taken += 1
+            if self.taken == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return next(self.data)
+
+    command[-1] = f"--config.paths.cache={tmp_path / 'stopped'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(from_scratch, "train_batches", Batches)
+        with pytest.raises(SystemExit) as caught:
+            pretrain(command)
+    assert caught.value.code == RESUME_ME
+    (place,) = (tmp_path / "stopped").glob("*.training")
+    assert [path.name for path in (place / "checkpoints").iterdir()] == ["4"]
+    pretrain(command)
+    left = {path.name for path in (tmp_path / "stopped").iterdir()}
+    assert left == {base.name, f"{base.name}.lock"}
+    assert (tmp_path / "stopped" / base.name).read_bytes() == base.read_bytes()
+
+
+def test_who_waits_for_a_base_can_be_stopped(tmp_path):
+    with alone(tmp_path / "base"), pytest.raises(Stopped, match="another process"):
+        with alone(tmp_path / "base", stop=lambda: True):
+            pass
 
 
 def test_a_second_signal_is_not_held_back():

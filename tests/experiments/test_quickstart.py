@@ -10,16 +10,19 @@ from safetensors.numpy import load_file
 from configs.quickstart import METHODS, get_config
 from experiments import costs, finetune, sweep, table, tasks
 from experiments.arguments import UnknownName
-from experiments.measure import forward
+from experiments.documents import DamagedFile
 from experiments.plan import folder as run_folder
 from experiments.plan import plan
-from experiments.run import ProgramCache, Run
+from experiments.preemption import Stopped
+from experiments.programs import ProgramCache
+from experiments.run import Run
 from experiments.selection import Selection
 from experiments.tasks import digits, from_scratch
-from experiments.workdir import DamagedFile, RunFolder
+from experiments.workdir import RunFolder
 from peftjax.hub import files
 from peftjax.hub.tensors import load_tree
 from peftjax.parallel.mesh import make_mesh
+from peftjax.training.errors import RunFileError
 from peftjax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -93,7 +96,8 @@ def test_the_adapter_file_and_the_merged_weights_give_the_same_logits(job, cache
     merged = load_tree(place / "merged.safetensors", run.base)
     images = run.data.test["image"]
     adapted = jax.jit(run.peft.apply)(run.base, adapters, images)
-    difference = np.abs(adapted - forward(run.outline.model)(merged, images)).max()
+    alone = jax.jit(run.outline.model.apply)(merged, images)
+    difference = np.abs(adapted - alone).max()
     found = result(folder, configs[0])
     assert found["trainable"] == sum(leaf.size for leaf in jax.tree.leaves(adapters))
     assert found["trainable"] - found["trainable_without_head"] == 16 * 5 + 5
@@ -107,7 +111,7 @@ def test_what_cannot_merge_says_so_and_leaves_no_merged_weights(
 ):
     run = Run(small(job[1] / "cache", "method=hydralora"), cache)
     adapters = run.peft.init(jax.random.key(0), run.base)
-    found = costs.merge(run, adapters, tmp_path / "merged.safetensors")
+    found = costs.merge(run, adapters, None, tmp_path / "merged.safetensors")
     assert found == {"merge_difference": None}
     assert "blocks_0/" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
@@ -118,7 +122,7 @@ def test_finished_runs_and_the_base_are_not_repeated(job, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(from_scratch, "_train", never)
+    monkeypatch.setattr(from_scratch._Training, "run", never)
     digits.base(configs[0], digits.outline(configs[0]))
     with pytest.raises(AssertionError, match="trained again"):
         other = small(folder / "cache", "method=lora", **{"pretrain.epochs": 2})
@@ -217,8 +221,24 @@ def test_a_sweep_that_was_cut_off_goes_on(tmp_path):
     sweep.add(file, {"key": "1", "score": 0.5})
     file.write_text(file.read_text() + '{"key": "2", "sc')
     assert set(sweep.read(file)) == {"1"}
-    assert set(sweep.add(file, {"key": "3", "score": 0.5})) == {"1", "3"}
+    assert set(sweep.add(file, {"key": "3", "score": None})) == {"1", "3"}
     assert len(file.read_text().splitlines()) == 2
+    for line in ('{"step": 1}', '{"key": "1", "score": "0.5"}', "[" * 10**5, "\0"):
+        file.write_text(line + "\n")
+        with pytest.raises(
+            (DamagedFile, RunFileError), match=r"sweep\.jsonl, line 1: "
+        ):
+            sweep.read(file)
+
+
+def test_a_sweep_that_is_told_to_stop_goes_on(job, cache, tmp_path):
+    config, file = small(job[1] / "cache", "method=linear,seed=100"), tmp_path / "s"
+    asked = iter([False, True])
+    with pytest.raises(Stopped, match="the same command goes on"):
+        sweep.scored(file, config, cache, lambda: next(asked))
+    assert not file.exists()
+    found = sweep.scored(file, config, cache, lambda: False)
+    assert sweep.scored(file, config, None, None) == found  # of the file
 
 
 def test_the_best_epoch_is_kept_and_reported(job, cache, tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def test_missing_and_failed_runs_are_shown(tmp_path):
         failed("a", "five", 0),
         *(result("a", "six", 0, 0.5), failed("a", "six", 1)),
         result("a", "seven", 0, 0.25),
-        result("a", "seven", 1, float("nan")),
+        result("a", "seven", 1, None),
         *(result("b", name, 0, 0.9) for name in ("one", "two", "three")),
     ]
     names = ("one", "two", "three", "four", "five", "six", "seven")

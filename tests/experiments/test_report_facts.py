@@ -7,12 +7,13 @@ from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 
 from experiments import report
+from experiments.documents import DamagedFile
 from experiments.report import plot
 from experiments.report.__main__ import main
 from experiments.report.caption import Caption
 from experiments.report.rows import table
 from experiments.report.runs import read
-from experiments.workdir import DamagedFile, ForeignFile
+from experiments.workdir import ForeignFile
 from tests.helpers.report_case import ALL, below, cells, fill, result, written
 
 

@@ -147,9 +147,15 @@ RESULT = "cola/lora-a1b2c3d4e5/seed0/result.json"
             lambda x: (x / "plan.json").write_text("{"),
             r"plan\.json: expected JSON.*again",
         ),
-        (bad(lambda x: x.pop("table")), r"plan\.json: expected table, found only name"),
+        (
+            bad(lambda x: x.pop("table")),
+            r"plan\.json: .*missing required field `table`",
+        ),
         (bad(lambda x: x["runs"].clear()), r"plan\.json: expected runs, found none"),
-        (bad(lambda x: x["runs"][0].pop("seed")), r"plan\.json: expected seed"),
+        (
+            bad(lambda x: x["runs"][0].pop("seed")),
+            r"plan\.json: .*`seed` - at `\$\.runs\[0\]`",
+        ),
         (bad(lambda x: x["runs"][0].update(folder="../x/y")), "leads out of"),
         (
             lambda x: (x / RESULT).write_text('{"status"'),
@@ -159,10 +165,10 @@ RESULT = "cola/lora-a1b2c3d4e5/seed0/result.json"
             lambda x: (x / RESULT).write_bytes(b"\xff\0"),
             r"seed0/result\.json: expected",
         ),
-        (lambda x: (x / RESULT).write_text("[]"), r"seed0/result\.json: expected"),
+        (lambda x: (x / RESULT).write_text("[]"), r"seed0/result\.json: Expected `obj"),
         (
             lambda x: (x / RESULT).write_text("{}"),
-            r"result\.json: expected task, method",
+            r"result\.json: .*missing required field `status`",
         ),
         (
             lambda x: (x / RESULT).write_text("[" * 100_000),
@@ -172,7 +178,7 @@ RESULT = "cola/lora-a1b2c3d4e5/seed0/result.json"
             lambda x: (x / RESULT).write_text(
                 json.dumps(result("cola", "lora", 0, 0.5, status="done"))
             ),
-            r"seed0/result\.json: .*status finished or failed, found 'done'",
+            r"seed0/result\.json: Invalid value 'done' - at `\$\.status`",
         ),
         (
             bad(lambda x: x["runs"].append({**x["runs"][0]})),

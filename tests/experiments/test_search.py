@@ -7,10 +7,14 @@ import pytest
 
 import peftjax as pj
 from configs.quickstart import get_config
+from experiments import report, table
 from experiments.checks import UnfitSettings
+from experiments.documents import DamagedFile
+from experiments.plan import plan
 from experiments.preemption import Stopped
+from experiments.programs import ProgramCache
 from experiments.report.search import front
-from experiments.run import ProgramCache, Run
+from experiments.run import Run
 from experiments.search import run
 from experiments.search.__main__ import main
 from experiments.search.supernet import changed, supernet
@@ -59,8 +63,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("search")
 
 
-def small(folder, **changes):
-    config = get_config("method=glora")
+def small(folder, arg="method=glora", **changes):
+    config = get_config(arg)
     paths = {"paths.cache": str(folder / "cache")}
     config.update_from_flattened_dict({**SMALL, **paths, **changes})
     return config
@@ -135,6 +139,12 @@ def test_interrupted_anywhere_and_resumed_to_the_same_archive(whole, folder, aft
     assert again["scores"] == result["scores"]
 
 
+def test_stopped_while_its_base_is_trained(tmp_path):
+    with pytest.raises(Preempted, match=r"stopped after step 1; .*\.training"):
+        search(small(tmp_path), tmp_path / "search", stop=lambda: True)
+    assert not (tmp_path / "search" / "supernet").exists()
+
+
 class _Programs:
     """No programs: the run is asked for its length alone."""
 
@@ -158,6 +168,32 @@ def test_retraining_and_selection_on_test(folder):
     assert result["note"].endswith(ON_TEST)
     assert not (place / "adapter.json").exists()
     assert (place / "retrained" / "adapter.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.pop("state"),
+        lambda x: x.update(settings=[]),
+        lambda x: x["state"].update(archive=[]),
+        lambda x: x["state"]["archive"][0].update(score=None),
+        lambda x: x["state"]["archive"][0].update(genes=[1]),
+        lambda x: x["state"]["history"][0].pop("best_so_far"),
+        lambda x: x["state"]["search"].update(limit=3),
+    ],
+)
+def test_a_damaged_state_is_one_line(whole, folder, change):
+    """And nothing is trained, or written."""
+    place = folder / "damaged"
+    place.mkdir(exist_ok=True)
+    found = json.loads((whole[0] / "search.json").read_text())
+    change(found)
+    text = json.dumps(found)
+    (place / "search.json").write_text(text)
+    with pytest.raises((DamagedFile, UnfitSettings)) as caught:
+        search(small(folder), place, resume=True, stop=lambda: True)
+    assert len(str(caught.value).splitlines()) == 1
+    assert (place / "search.json").read_text() == text
 
 
 def test_what_is_refused(whole, folder, tmp_path):
@@ -211,3 +247,30 @@ def test_the_front():
     archive = [Candidate((), n, s, 0, "random") for n, s in rows]
     found = [(c.parameters, c.score) for c in front(archive)]
     assert found == [(3, 0.2), (4, 0.3), (9, 0.4)]
+
+
+def test_a_table_has_the_search_as_a_row(folder, tmp_path, capsys):
+    """Beside fixed GLoRA, which is said to be something else."""
+    few = {**FEW, "limit": LIMIT}
+    configs = [
+        small(folder, **{"train.epochs": 1, "measure": False}),
+        small(folder, "method=glora_search", **{"train.epochs": 1}),
+    ]
+    configs[1].search.update(few)
+    plan(configs[0], tmp_path, configs)
+    table.fill(tmp_path, configs, cache=ProgramCache(make_mesh(data=1)))
+    report.write(tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| glora_search |" in text and "missing" not in text
+    assert "glora: fixed structures of GLoRA, not the method of its paper" in text
+    table.fill(tmp_path, configs)
+    assert "digits, glora_search, seed 0: finished before" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="which --force does not repeat"):
+        table.fill(tmp_path, configs, force=True)
+
+
+def test_a_supernet_that_diverges_is_a_failed_row(folder, tmp_path):
+    config = small(folder, **{"optim.lr": 1e30})
+    found = search(config, tmp_path / "run")
+    assert found["status"] == "failed" and "loss" in found["error"]
+    assert search(config, tmp_path / "run", resume=True) == found

@@ -128,7 +128,7 @@ def test_a_run_that_diverges_is_marked_and_the_others_go_on(
     configs, tmp_path, monkeypatch, capsys
 ):
     class Run:
-        def __init__(self, config, cache):
+        def __init__(self, config, cache, stop):
             self.config = config
             self.outline = type("", (), {"metric": "accuracy", "note": ""})
             split = {"label": np.zeros(3, int)}

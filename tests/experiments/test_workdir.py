@@ -13,6 +13,7 @@ import pytest
 
 from configs.quickstart import config as quickstart
 from experiments import finetune, records, table
+from experiments.documents import DamagedFile
 from experiments.finetune import main
 from experiments.plan import folder as run_folder
 from experiments.tasks.task import Data
@@ -22,7 +23,6 @@ from experiments.workdir import (
     RESULT,
     SETTINGS,
     Busy,
-    DamagedFile,
     ForeignFile,
     RunFolder,
     claimed,
@@ -40,7 +40,7 @@ def training(monkeypatch):
     """Replace the training; return what to set to make it fail."""
 
     class Run:
-        def __init__(self, config, cache):
+        def __init__(self, config, cache, stop):
             self.config = config
             self.outline = type("", (), {"metric": "accuracy", "note": ""})
             split = {"label": np.zeros(3, int)}
@@ -164,16 +164,19 @@ def test_a_run_that_failed_is_returned_and_not_tried_again(tmp_path, training):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda x: x.update(status="finishd"), "status finished or failed, found"),
-        (lambda x: x.update(status=["finished"]), "status finished or failed, found"),
-        (lambda x: x.pop("scores"), "expected scores"),
-        (lambda x: x.update(scores={}), "expected accuracy"),
-        (lambda x: x.update(scores=3), "expected"),
-        (lambda x: x.pop("trainable"), "expected trainable"),
-        (lambda x: x.pop("config"), "expected config"),
+        (
+            lambda x: x.update(status="finishd"),
+            "Invalid value 'finishd' - at `[$].status",
+        ),
+        (lambda x: x.update(status=["finished"]), "Expected `str`, got `list` - at"),
+        (lambda x: x.pop("scores"), "missing required field `scores`"),
+        (lambda x: x.update(scores={}), "scores lack the metric accuracy"),
+        (lambda x: x.update(scores=3), "got `int` - at `[$].scores`"),
+        (lambda x: x.pop("trainable"), "field `trainable`"),
+        (lambda x: x.pop("config"), "expected the config of a run"),
         (lambda x: x["config"].update(seed=5), "of another run: seed: expected 0"),
         (lambda x: x["config"]["optim"].update(lr=5), "another run: optim.lr"),
-        (lambda x: x["config"].update(paths=3), "expected"),
+        (lambda x: x["config"].update(paths=3), "at `[$].config.paths`"),
     ],
 )
 def test_resume_takes_only_a_whole_result_of_this_run(tmp_path, training, change, told):

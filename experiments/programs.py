@@ -1,0 +1,143 @@
+"""The compiled programs of runs: one for each thing done, shared by value.
+
+Runs of one model, one loss and one method setting share their programs: weights, seed,
+learning rate, warm-up and length are arguments. So a further seed, or a further task of
+the same shapes, compiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+import peftjax as pj
+from experiments.measure import bound, plain
+from experiments.optimizer import optimizer
+from experiments.records import digest
+from peftjax.parallel.mesh import make_mesh
+from peftjax.parallel.sharding import replicated
+from peftjax.training.evaluation import make_eval
+from peftjax.training.state import TrainState, fresh_state
+from peftjax.training.step import make_step
+
+if TYPE_CHECKING:
+    from experiments.tasks.task import Outline
+
+UpdateFrozen = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What every run of one model and one method setting shares, compiled once.
+
+    Attributes:
+        peft: the adapted model.
+        mesh: of all.
+        start: `f(seed, variables, numbers, adapters)`, the state before the first
+            update; `adapters` None draws fresh ones.
+        step: of training.
+        eval_step: of evaluation.
+        bound: the frozen model's step, which the step is timed against.
+        plain: the evaluation of the frozen model, or of a merged one.
+        timings: what was measured of the step, by the shapes of its batch.
+    """
+
+    peft: pj.Peft
+    mesh: Any
+    start: Callable[..., TrainState]
+    step: Any
+    eval_step: Any
+    bound: Callable[..., Any]
+    plain: Callable[..., Any]
+    timings: dict[Any, dict[str, float]] = field(default_factory=dict)
+
+
+class ProgramCache:
+    """The programs of the runs of a table.
+
+    Args:
+        mesh: of all programs; by default all devices.
+        update_frozen: of a planned model, what moves its frozen leaves, as `make_step`
+            takes it.
+    """
+
+    def __init__(
+        self,
+        mesh: Any = None,
+        update_frozen: Callable[[pj.Peft], UpdateFrozen] | None = None,
+    ):
+        self.mesh = make_mesh() if mesh is None else mesh
+        self.update_frozen = update_frozen
+        self._programs: dict[Any, Programs] = {}
+        self._frozen: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+
+    def of(self, config: ConfigDict, outline: Outline) -> Programs:
+        """Return the programs of a run; weights, seed and rate are arguments."""
+        method = digest(config.rules, _shape_of(config.optim))
+        key = outline.model, outline.loss, method
+        if key not in self._programs:
+            if any(other[2] != method for other in self._programs):
+                self._programs.clear()  # tables go method by method; keep memory flat
+            self._programs[key] = self._compiled(config, outline)
+        return self._programs[key]
+
+    def _compiled(self, config: ConfigDict, outline: Outline) -> Programs:
+        model, example = outline.model, outline.example
+        rules = dict(config.rules)
+        peft = pj.adapt(model.apply, outline.abstract(), *example, rules=rules)
+        frozen = model, outline.loss
+        if frozen not in self._frozen:
+            self._frozen[frozen] = (
+                bound(model, outline.loss, outline.entry),
+                plain(model, outline.outputs),
+            )
+        update_frozen = self.update_frozen and self.update_frozen(peft)
+        descent, mesh = optimizer(config.optim, 2, 1), self.mesh
+        return Programs(
+            peft,
+            mesh,
+            starter(peft, descent, mesh),
+            make_step(peft, descent, outline.loss, mesh, update_frozen=update_frozen),
+            make_eval(peft, outline.outputs, mesh),
+            *self._frozen[frozen],
+        )
+
+
+def starter(
+    peft: pj.Peft, descent: optax.GradientTransformation, mesh: Any
+) -> Callable[..., TrainState]:
+    """Return the compiled `f(seed, variables, numbers, adapters=None)`.
+
+    Args:
+        peft: what `adapt` returned.
+        descent: of `optimizer`; `numbers` are those of its schedule.
+        mesh: over which the state is replicated.
+    """
+
+    def start(seed: Any, variables: Any, numbers: Mapping[str, Any], adapters: Any):
+        key = jax.random.key(seed)
+        state = fresh_state(peft, descent, key, variables, adapters)
+        settled = state.opt_state._replace(hyperparams=dict(numbers))
+        # A copy: donation of the state must not delete the caller's adapters.
+        return jax.tree.map(jnp.copy, state._replace(opt_state=settled))
+
+    compiled = jax.jit(start, out_shardings=replicated(mesh))
+
+    def call(seed: int, variables: Any, numbers: Mapping[str, float], adapters=None):
+        data = {name: np.float32(number) for name, number in numbers.items()}
+        return compiled(np.uint32(seed), variables, data, adapters)
+
+    return call
+
+
+def _shape_of(optim: ConfigDict) -> dict[str, Any]:
+    """Return the settings that are constants of the program."""
+    data = ("lr", "warmup")
+    return {key: value for key, value in optim.items() if key not in data}
