@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +42,7 @@ def save(
     """Write adapters as `<path>.safetensors` and `<path>.json`.
 
     Each is written whole; if the process dies between the two, `load` says that they do
-    not belong together.
+    not belong together. A rule that `read_rules` would refuse is a warning.
 
     Args:
         path: the files' common name, with or without `.safetensors`.
@@ -60,6 +61,10 @@ def save(
     tensors_file, facts_file = _pair(path)
     tensors = _flat(adapters)
     check_arrays("adapters", _flat(_expected_arrays(peft)), tensors)
+    try:
+        check_patterns(pattern for pattern, _ in peft.rules)
+    except ValueError as error:
+        warnings.warn(f"{facts_file}: read_rules will refuse {error}", stacklevel=2)
     facts = _facts(peft, variables)
     with replacing(tensors_file) as new_tensors, replacing(facts_file) as new_facts:
         write(new_tensors, tensors)

@@ -179,3 +179,16 @@ def test_arrays_of_no_site_are_no_module(files):
         save_file({**load_file(tensors), name: np.zeros(2, "f4")}, tensors)
         sign(tensors, facts)
         refused(name, "a.json", readers=(read_module,))
+
+
+def test_saving_a_rule_that_will_not_be_read_is_a_warning(tmp_path):
+    model, x = nn.Dense(4), jnp.ones((2, 3))
+    variables = model.init(jax.random.key(0), x)
+    rules = {"(ker|nel)+": pj.LoRA(2, alpha=6.0)}
+    peft = pj.adapt(model.apply, variables, x, rules=rules)
+    adapters = peft.init(jax.random.key(1))
+    with pytest.warns(UserWarning, match=r"a\.json: read_rules will refuse '\(ker"):
+        save(tmp_path / "a", peft, adapters)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "a", peft), adapters)
+    with pytest.raises(AdapterFileError, match=r"a\.json: '\(ker"):
+        read_rules(tmp_path / "a")

@@ -68,6 +68,7 @@ def test_weights_that_are_not_finite_pass_only_if_asked(bert, dtype, value):
     assert found.dtype == dtype and not np.isfinite(float(found[5, 3]))
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 def test_values_that_the_chosen_type_cannot_hold_are_told(bert):
     name = "pooler.dense.bias"
     edit_tensors(bert, lambda t: t.update({name: t[name] + 1e6}))
