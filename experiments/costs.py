@@ -41,24 +41,18 @@ def size(peft: pj.Peft) -> dict[str, Any]:
     }
 
 
-def merge(run: Any, adapters: Any, outputs: Any, file: Path) -> dict[str, Any]:
-    """Save merged weights; return the largest difference of an output they make.
-
-    Args:
-        run: the run.
-        adapters: what it trained.
-        outputs: of the test split, with them.
-        file: of the merged weights.
-    """
+def merge(run: Any, adapters: Any, file: Path) -> dict[str, Any]:
+    """Save merged weights; return the largest difference of an output they make."""
     try:
         merged = run.peft.merge(run.base, adapters)
     except pj.NotMergeable as error:
         print(f"{run.config.method}: no merged weights: {error}", flush=True)
         return {"merge_difference": None}
     save_tree(file, merged)
+    adapted = run.outputs(adapters, run.data.test)
     batches = eval_batches(run.data.test, run.config.train.eval_batch)
     alone = evaluate(run.programs.plain, merged, None, batches)["outputs"]
-    return {"merge_difference": float(np.abs(outputs - alone).max())}
+    return {"merge_difference": float(np.abs(adapted - alone).max())}
 
 
 def step_time(run: Any) -> dict[str, float]:

@@ -140,8 +140,7 @@ def _trained(
     step, adapters = selection.chosen(last)
     folder.own(f"{ADAPTER}.json", f"{ADAPTER}.safetensors")
     tensors, _ = files.save(place / ADAPTER, one.peft, adapters, one.base)
-    outputs = one.outputs(adapters, one.data.test)
-    scores = one.outline.score(one.data.test["label"], outputs)
+    scores = one.score(adapters, one.data.test)
     found: dict[str, Any] = {
         "scores": finite(scores),
         # Of a run that was interrupted nobody counted the first part.
@@ -152,7 +151,7 @@ def _trained(
     }
     if one.config.get("measure"):
         folder.own(MERGED)
-        found |= costs.merge(one, adapters, outputs, place / MERGED)
+        found |= costs.merge(one, adapters, place / MERGED)
         if not (place / MERGED).exists():
             folder.drop(MERGED)
         found |= costs.step_time(one)

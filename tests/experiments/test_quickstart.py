@@ -111,7 +111,7 @@ def test_what_cannot_merge_says_so_and_leaves_no_merged_weights(
 ):
     run = Run(small(job[1] / "cache", "method=hydralora"), cache)
     adapters = run.peft.init(jax.random.key(0), run.base)
-    found = costs.merge(run, adapters, None, tmp_path / "merged.safetensors")
+    found = costs.merge(run, adapters, tmp_path / "merged.safetensors")
     assert found == {"merge_difference": None}
     assert "blocks_0/" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
