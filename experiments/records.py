@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 from ml_collections import ConfigDict
 
 from peftjax.core.method import Method
@@ -28,7 +29,7 @@ LIBRARIES = ("flax", "grain", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoi
 def plain(value: Any) -> Any:
     """Return a configuration as JSON has it; methods by name and settings."""
     if isinstance(value, Method):
-        return describe(value)
+        return msgspec.to_builtins(describe(value))
     if isinstance(value, ConfigDict | dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
