@@ -26,11 +26,10 @@ collect_ignore = ["references"]  # scripts for other environments
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of real data sets and weights, or skip the test by name."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("PEFTJAX_DATA", default))
-    if not folder.is_dir():
-        pytest.skip(f"real data not found in {folder}; set PEFTJAX_DATA to its folder")
-    return folder
+    folder = os.environ.get("PEFTJAX_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip(f"no real data: PEFTJAX_DATA is {folder!r}; set it to their folder")
+    return Path(folder).resolve()
 
 
 @pytest.fixture(scope="module", autouse=True)

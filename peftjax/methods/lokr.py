@@ -23,17 +23,21 @@ class LoKr(Method):
 
     Parameters: `w1 [m, l]`, or in low rank `w1_a [m, r]`, `w1_b [r, l]`; `w2 [n, k]`,
     or in low rank `w2_a [n, r]`, `w2_b [r, k]`; float32. A factor is in low rank where
-    r is below half of its larger side, W_1 only with `decompose_both`. W_1 starts at
-    zero.
+    r is below half of its larger side, W_1 only with `decompose_both`. W_1, or its last
+    factor, starts at zero; the others start uniform on `±1/sqrt(rows)`.
 
     The product is never formed: with x seen as `[m, n]` it is `W_1ᵀ (x W_2)`.
 
     Attributes:
         rank: r.
         alpha: the strength.
-        factor: m and l, where they divide `in` and `out`; -1 takes the divisors nearest
-            to the square root (`divisors`).
+        factor: m and l, where it divides `in` and `out`; otherwise each is the largest
+            divisor below it and the square root. -1 takes the divisors nearest to the
+            square root (`divisors`).
         decompose_both: W_1 may be in low rank, too.
+
+    The torch library also has LoKr on convolutions, and drops rows and whole layers
+    while training; here it is defined on dense layers, without dropout.
 
     >>> method = LoKr(rank=8, alpha=4.0)
     >>> p = {"w1": jnp.eye(2), "w2": jnp.ones((2, 3))}

@@ -36,7 +36,7 @@ def load_torch(
 ) -> tuple[dict[str, Method], Adapters]:
     """Read an adapter that the torch library wrote.
 
-    LoRA, rsLoRA, DoRA, (IA)³, OFT, HRA and GLoRA, on unrolled and on scanned layers.
+    The methods are those of `codecs.CODECS`, on unrolled and on scanned layers.
     Biases and modules trained beside the adapter come as `Full`. A DoRA with rsLoRA's
     scale becomes a DoRA whose alpha contains it.
 

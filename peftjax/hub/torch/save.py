@@ -37,10 +37,10 @@ def save_torch(
 ) -> Path:
     """Write adapters as the torch library has them.
 
-    `adapter_config.json` and `adapter_model.safetensors`, for LoRA, DoRA, IA3, OFT, HRA
-    and GLoRA; one method at a time, as there. Leaves of `Full` become `modules_to_save`
-    or trained biases. What acts in training only (HRA's penalty and start) is left out.
-    The folder appears whole or not at all.
+    `adapter_config.json` and `adapter_model.safetensors`, for the methods of
+    `codecs.CODECS`; one method at a time, as there. Leaves of `Full` become
+    `modules_to_save` or trained biases. What acts in training only (HRA's penalty and
+    start) is left out. The folder appears whole or not at all.
 
     Args:
         folder: the folder to write; it must be absent or empty.
