@@ -141,10 +141,13 @@ def own_text(task: str, method: str, seed: int, model: str, **given: Any) -> Any
 def _own(kind, family, task, method, seed, model, settings, given) -> ConfigDict:
     adapter, lr = METHODS[known(method, METHODS, "method")]
     settings["optim"]["lr"] = lr
+    # A pooler that the checkpoint lacks is drawn, as the classifier is: it has to learn.
+    head = {"classifier/.*": "(pooler|classifier)/.*"}
+    rules = presets.rules(family, adapter).items()
     merged = {
         "family": f"own_{kind}",
         **{"task": task, "method": method, "seed": seed},
-        "rules": tuple(presets.rules(family, adapter).items()),
+        "rules": tuple((head.get(pattern, pattern), m) for pattern, m in rules),
         "model": {},
         "grid": GRID,
         "paths": {"model": model},

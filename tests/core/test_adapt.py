@@ -196,7 +196,7 @@ class Doubled(Method):
 
     uses_bias = True
 
-    def init(self, key, site):
+    def init(self, key, layer):
         return {"scale": jnp.full((), 2.0)}
 
     def formula(self, p, x, kernel, bias, *, key=None):
@@ -240,8 +240,8 @@ def test_a_bias_used_otherwise_is_refused_by_equation(add, why):
 def test_a_layer_without_bias_takes_no_constant_in_a_merge():
     @dataclass(frozen=True)
     class Shift(Method):
-        def init(self, key, site):
-            return {"shift": jnp.ones(site.d_out)}
+        def init(self, key, layer):
+            return {"shift": jnp.ones(layer.d_out)}
 
         def formula(self, p, x, kernel, bias, *, key=None):
             return x @ kernel + bias + p["shift"]
@@ -339,8 +339,8 @@ def test_a_non_finite_adapter_refuses_to_merge(net, bad):
 def test_a_formula_that_is_not_affine_does_not_merge():
     @dataclass(frozen=True)
     class Squashed(Method):
-        def init(self, key, site):
-            return {"b": jnp.zeros(site.d_out)}
+        def init(self, key, layer):
+            return {"b": jnp.zeros(layer.d_out)}
 
         def formula(self, p, x, kernel, bias, *, key=None):
             return x @ kernel + jnp.tanh(x @ kernel) * p["b"] + bias
@@ -357,8 +357,8 @@ def test_a_formula_that_is_not_affine_does_not_merge():
 def test_a_formula_that_uses_x_otherwise_is_refused_on_a_convolution():
     @dataclass(frozen=True)
     class Scaled(Method):
-        def init(self, key, site):
-            return {"scale": jnp.ones(site.d_in)}
+        def init(self, key, layer):
+            return {"scale": jnp.ones(layer.d_in)}
 
         def formula(self, p, x, kernel, bias, *, key=None):
             return (x * p["scale"]) @ kernel + bias
@@ -372,8 +372,8 @@ def test_a_formula_that_uses_x_otherwise_is_refused_on_a_convolution():
 def test_a_bug_in_a_formula_passes_through():
     @dataclass(frozen=True)
     class Broken(Method):
-        def init(self, key, site):
-            return {"b": jnp.zeros(site.d_out)}
+        def init(self, key, layer):
+            return {"b": jnp.zeros(layer.d_out)}
 
         def formula(self, p, x, kernel, bias, *, key=None):
             return x @ kernel + p["typo"]

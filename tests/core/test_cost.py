@@ -85,4 +85,5 @@ def test_flops_of_lookups_and_loops():
     assert flops(method, Layer(8, 6, "embedding"), 5, names) == 2 * 5 * 2 * 6
     chain = pj.HRA(rank=2, form="scan")
     u = {"u": jnp.ones((8, 2))}
-    assert flops(chain, Layer(8, 6), 5, u) > 0
+    # each reflection: one product with the column and one with its transpose
+    assert flops(chain, Layer(8, 6), 5, u) == 2 * 2 * (2 * 5 * 8)

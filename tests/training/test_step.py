@@ -85,8 +85,8 @@ class Scaled(Method):
 
     frozen: ClassVar[tuple[str, ...]] = ("w",)
 
-    def init(self, key, site):
-        return {"a": jnp.zeros(site.d_out), "w": jnp.full(site.d_out, 3.0)}
+    def init(self, key, layer):
+        return {"a": jnp.zeros(layer.d_out), "w": jnp.full(layer.d_out, 3.0)}
 
     def formula(self, p, x, kernel, bias, *, key=None):
         return x @ kernel + bias + 100.0 * p["w"] * (p["a"] + 0.01)

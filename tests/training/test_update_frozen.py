@@ -147,8 +147,8 @@ class Watched(Method):
 
     frozen: ClassVar[tuple[str, ...]] = ("after", "gradient", "number", "drawn")
 
-    def init(self, key, site):
-        zeros = jnp.zeros(site.d_out)
+    def init(self, key, layer):
+        zeros = jnp.zeros(layer.d_out)
         number = jnp.int32(0)
         return {"a": zeros, "after": zeros, "gradient": zeros, "number": number} | {
             "drawn": jnp.zeros(())
