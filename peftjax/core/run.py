@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from peftjax.core import arrays
+from peftjax.core import arrays, axes
 from peftjax.core.affine import JOINTLY
 from peftjax.core.axes import arrange, shape, whole
 from peftjax.core.jaxpr import rebound
 from peftjax.core.lift import Rules
 from peftjax.core.merge import merge_leaves, merge_used
 from peftjax.core.site import Adapters, Given, Site
-from peftjax.core.uses import Leaf, Merged, Product, Token, Weight
+from peftjax.core.uses import Leaf, Merged, Product, Token, Trained, Weight
 
 
 def run(
@@ -61,6 +61,9 @@ def run(
             given=arrays.of_site(site, adapters, given),
             key=_key(site, adapter_key),
         )
+    for site in sites:
+        if site.method.replaces and site.index not in owners:
+            values[site.index] = Trained(values[site.index])
     rounded = {} if rounded is None else rounded
     runner = Runner(owners, rounded, adapter_key is not None)
     return runner.end(runner.walk(closed, [*values, *dynamic]), "returned by the model")
@@ -139,6 +142,8 @@ class Runner(Rules):
     def ended(self, symbol: Any, why: str) -> Any:
         if isinstance(symbol, Weight):
             return merge_used(symbol, why)
+        if isinstance(symbol, Trained):
+            return symbol.value
         if isinstance(symbol, Merged):
             if symbol.value.dtype.itemsize < 4 and not symbol.is_bias:
                 self.rounded.setdefault(symbol.path, why)
@@ -196,6 +201,11 @@ class Runner(Rules):
         return product.compute(bias, weight.key, product.asked)
 
     def _unknown(self, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+        name, first = eqn.primitive.name, operands[0]
+        if isinstance(first, Trained) and name in axes.MOVES and len(operands) == 1:
+            stopped = name == "stop_gradient"
+            value = first.value
+            return [first if stopped else Trained(self.evaluate(eqn, [value])[0])]
         operands = self.end(operands, f"used by `{eqn.primitive.name}`", keep=Merged)
         places = [i for i, o in enumerate(operands) if isinstance(o, Merged)]
         found = _through(eqn, operands, places) if places else None

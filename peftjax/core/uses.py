@@ -129,6 +129,13 @@ class Weight(Leaf):
         return replace(self, key=fold(self.key))
 
 
+@dataclass(frozen=True, eq=False)
+class Trained(Symbol):
+    """The value of a leaf that `Full` replaces; the model cannot stop its gradient."""
+
+    value: jax.Array
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("value", "delta"),

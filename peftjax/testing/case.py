@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from math import prod, sqrt
 from typing import Any
 
@@ -169,9 +169,27 @@ class Case:
         run = compiled(jax.vmap(self.output, in_axes=(None, 0)))
         return run(self.variables, stack)
 
+    def in_layouts(self, variables: Any, adapters: Adapters) -> list[jax.Array]:
+        """Return the adapted convolution with its kernel stored in two orders."""
+        kernel, (_, image) = variables["params"]["conv"]["kernel"], self.inputs
+        own = {"k": adapters[CONV]}
+        own |= {"": adapters[""]} if self.method.shared else {}
+        outputs: list[jax.Array] = []
+        for layout in ("HWIO", "OIHW"):
+            dims = ("NHWC", layout, "NHWC")
+            convolve = partial(_convolve, dims)
+            v = {"k": jnp.transpose(kernel, ["HWIO".index(axis) for axis in layout])}
+            peft = adapt(convolve, v, image, rules={"k": self.method})
+            call = Call.of(convolve, peft.structure, (image,), {})
+            outputs.append(peft.call(v, own, call, with_gates(peft.sites, self.gates)))
+        return outputs
+
     def output(self, variables: Any, adapters: Adapters, gates: Any = None) -> Any:
-        """Run the adapted model, with constant gates where they are given."""
-        call = Call.of(self.apply_fn, self.peft.structure, self.inputs, {})
+        """Run the adapted model, with constant gates where they are given.
+
+        The model stops the gradient of its own weights: adapters train all the same.
+        """
+        call = Call.of(_stopped(self.apply_fn), self.peft.structure, self.inputs, {})
         given = with_gates(self.peft.sites, gates)
         return self.peft.call(variables, adapters, call, given)
 
@@ -217,6 +235,17 @@ class Case:
         longest = max(site.d_in for site in self.peft.sites)
         eps, eps32 = float(jnp.finfo(self.dtype).eps), float(jnp.finfo("float32").eps)
         return 4 * (eps * sqrt(depth) + eps32 * sqrt(depth * longest))
+
+
+@cache
+def _stopped(apply_fn: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda variables, *rest: apply_fn(jax.lax.stop_gradient(variables), *rest)
+
+
+def _convolve(dims: Any, v: Any, x: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, v["k"], (1, 1), "SAME", dimension_numbers=dims
+    )
 
 
 def linen_case(method: Method, dtype: Any = jnp.float32) -> Case:

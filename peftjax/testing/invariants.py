@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 
 from peftjax.core.affine import NotMergeable
+from peftjax.core.jaxpr import JIT, REMAT, called, walk
+from peftjax.core.method import Layer, Method
 from peftjax.core.peft import Peft
 from peftjax.core.site import Adapters
 from peftjax.nnx import to_nnx
@@ -28,7 +30,7 @@ from peftjax.testing.case import (
     nnx_case,
     shapes,
 )
-from peftjax.testing.model import nnx_model
+from peftjax.testing.model import HIDDEN, LAYERS, WIDTH, nnx_model
 
 
 def error(found: Any, expected: Any) -> float:
@@ -78,14 +80,57 @@ def refusals(case: Case) -> None:
         )
 
 
+def names(case: Case) -> None:
+    """What a method says of its arrays by name are arrays that `init` makes."""
+    layer = Layer(WIDTH, HIDDEN, "dense", jnp.zeros((WIDTH, HIDDEN)), "layer")
+    made = set(jax.eval_shape(lambda: case.method.init(jax.random.key(0), layer)))
+    for kind in ("frozen", "float32", "shared"):
+        unknown = sorted(set(getattr(case.method, kind)) - made)
+        assert not unknown, f"names: {kind} names {unknown}, init makes {sorted(made)}"
+
+
 def fast(case: Case) -> None:
-    """No site forms a merged weight, those that cannot be merged included."""
+    """No site forms a merged weight, those that cannot be merged included.
+
+    Nor does the formula, which would round small updates away in a narrow type, but
+    for a method that says so (`forms_kernel`).
+    """
     plans, every = [case.peft], case.patterns(mergeable=False)
     if every != case.patterns(mergeable=True):
         plans.append(case.adapt(*every))
     for peft in plans:
         slow = [f"{site.path}: {site.reason}" for site in peft.sites if not site.fast]
         assert not slow, f"fast: these sites fall back to merging: {slow}"
+    if not case.method.forms_kernel:
+        formed = _formed(case.method)
+        assert not formed, (
+            f"fast: `{formed}` of the formula forms an array of the kernel's size from "
+            "adapters; multiply x by it in parts, or let `forms_kernel` be True"
+        )
+
+
+def _formed(method: Method) -> str | None:
+    """Return the primitive that makes a kernel of adapters in a formula, if any."""
+    shape = WIDTH, HIDDEN
+    kernel = jax.ShapeDtypeStruct(shape, jnp.float32)
+    layer = lambda kernel: Layer(*shape, "dense", kernel, "layer")  # noqa: E731
+    init = lambda kernel: method.init(jax.random.key(0), layer(kernel))  # noqa: E731
+    p = jax.eval_shape(init, kernel)
+    x = jax.ShapeDtypeStruct((LAYERS, WIDTH), jnp.float32)
+    formula = lambda p, x, kernel: method.formula(p, x, kernel, 0.0)  # noqa: E731
+    jaxpr = jax.make_jaxpr(formula)(p, x, kernel)
+    found: list[str] = []
+
+    def mark(eqn: Any, own: list[Any]) -> list[bool]:
+        made = any(value is True for value in own)
+        if eqn.primitive.name in (*JIT, *REMAT):
+            return walk(called(eqn), own, {}, mark, mark)
+        if made and any(var.aval.shape == shape for var in eqn.outvars):
+            found.append(eqn.primitive.name)
+        return [made] * len(eqn.outvars)
+
+    walk(jaxpr, [*[True] * len(p), False, False], {}, mark, mark)
+    return found[0] if found else None
 
 
 def counts(case: Case) -> None:
@@ -158,6 +203,10 @@ def deterministic(case: Case) -> None:
         random = run(case.variables, case.perturbed, *case.inputs, adapter_key=key)
         moved = error(random, first)
         assert moved > case.bound, "deterministic: dropout does nothing with a key"
+        key = jax.random.key(8)
+        other = run(case.variables, case.perturbed, *case.inputs, adapter_key=key)
+        moved = error(random, other)
+        assert moved > case.bound, "deterministic: dropout does not follow its key"
 
 
 def saved(case: Case) -> None:
@@ -174,9 +223,16 @@ def saved(case: Case) -> None:
 
 
 def in_bfloat16(case: Case) -> None:
-    """With a bfloat16 base the merged model still agrees within bfloat16 rounding."""
+    """With a bfloat16 base the merged model still agrees within bfloat16 rounding.
+
+    A convolution means the same in another layout of its kernel.
+    """
     half = linen_case(case.method, jnp.bfloat16)
-    _agree("in_bfloat16", half, case.perturbed)
+    if case.method.replaces or "conv" not in case.method.kinds:
+        _agree("in_bfloat16", half, case.perturbed)
+        return
+    *_, (one, other) = _agree("in_bfloat16", half, case.perturbed, half.in_layouts)
+    _close("in_bfloat16: another layout of a kernel", other, one, half.bound)
 
 
 def on_nnx(case: Case) -> None:
@@ -184,7 +240,7 @@ def on_nnx(case: Case) -> None:
     other = nnx_case(case.method)
     # the layers of the Linen model, as far as they are here
     adapters = {path: case.perturbed[path] for path in shapes(other.peft)}
-    merged, expected = _agree("on_nnx", other, adapters)
+    merged, expected, _ = _agree("on_nnx", other, adapters)
     module = to_nnx(nnx_model()[0], merged)
     _close("on_nnx: module", _call(module, *other.inputs), expected, other.bound)
 
@@ -194,14 +250,20 @@ def _call(module: Any, *inputs: Any) -> jax.Array:
     return module(*inputs)
 
 
-def _agree(what: str, case: Case, adapters: Adapters) -> tuple[Any, jax.Array]:
-    """Compare the two paths; return the merged variables and their output."""
+def _agree(
+    what: str, case: Case, adapters: Adapters, also: Callable[..., Any] | None = None
+) -> tuple[Any, jax.Array, Any]:
+    """Compare the two paths; return the merged variables and their output.
 
-    def run(variables: Any, adapters: Adapters) -> tuple[Any, jax.Array]:
+    What `also` makes of variables and adapters is made by the same program.
+    """
+
+    def run(variables: Any, adapters: Adapters) -> tuple[Any, jax.Array, Any]:
         merged = case.peft.merge(variables, adapters, case.gates)
-        return merged, case.output(variables, adapters, case.gates)
+        output = case.output(variables, adapters, case.gates)
+        return merged, output, also and also(variables, adapters)
 
-    merged, found = compiled(run)(case.variables, adapters)
+    merged, found, rest = compiled(run)(case.variables, adapters)
     expected = case.frozen(merged)
     _close(what, found, expected, case.bound)
-    return merged, expected
+    return merged, expected, rest

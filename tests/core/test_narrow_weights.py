@@ -249,6 +249,18 @@ def test_adapters_train_behind_stop_gradient(name):
         assert error(gradients[0][key], gradients[1][key]) < 1e-6
 
 
+def test_full_trains_behind_stop_gradient():
+    v, x = {"k": V["kernel"], "b": jnp.ones(6)}, normal(5, 8)
+    gradients = []
+    for stop in (SG, lambda v: v):
+        apply_fn = partial(lambda stop, v, x: x @ stop(v["k"].T).T + stop(v["b"]), stop)
+        peft = pj.adapt(apply_fn, v, x, rules={".": pj.Full()})
+        a = peft.init(jax.random.key(0))
+        gradients.append(jax.grad(partial(distance, peft, v, x, 0.0))(a))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients[0]))
+    assert jax.tree.all(jax.tree.map(np.array_equal, *gradients))
+
+
 E8 = ["float8_e4m3fn", "float8_e5m2"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import peftjax as pj
 from peftjax import testing
-from peftjax.core.method import Method
+from peftjax.core.method import Method, Rows
 from peftjax.methods import ALL
 from tests.methods.test_every_method import checked
 
@@ -20,7 +20,7 @@ METHODS = [one for method in ALL for one in checked(method)]
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_check_method(method):
-    assert len(testing.check_method(method)) == 11
+    assert len(testing.check_method(method)) == 12
 
 
 def test_a_method_is_compiled_once_for_each_way_it_is_evaluated():
@@ -61,7 +61,20 @@ class Broken(pj.LoRA):
             p["more"] = jnp.zeros(layer.d_out)
         return p
 
+    @property
+    def float32(self):
+        return ("bb",) if self.fault == "name" else ()
+
     def formula(self, p, x, kernel, bias, *, key=None):
+        if self.fault == "kernel":
+            return x @ (kernel + 3.5 * (p["a"] @ p["b"])) + bias
+        if self.fault == "one mask" and key is not None:
+            key = jax.random.key(0)
+        if self.fault == "no mask":
+            key = None
+        if self.fault == "layout" and isinstance(x, Rows):
+            first = x.weight.site.shape[0]  # 3 where the window comes first
+            p = {**p, "a": p["a"] if first == 3 else p["a"][::-1]}
         if self.fault == "nothing":
             return x @ kernel + bias + 0 * ((x @ p["a"]) @ p["b"])
         if self.fault == "gradient":
@@ -83,14 +96,18 @@ class Broken(pj.LoRA):
         ("merge", testing.merged),
         ("gradient", testing.gradients),
         ("unused", testing.gradients),
+        ("name", testing.names),
+        ("kernel", testing.fast),
+        ("one mask", testing.deterministic),
+        ("no mask", testing.deterministic),
+        ("layout", testing.in_bfloat16),
     ],
 )
 def test_each_fault_is_caught(fault, check):
-    method = Broken(fault=fault)
-    object.__setattr__(method, "kinds", ("dense",))
+    method = Broken(fault=fault, dropout=0.3 if "mask" in fault else 0.0)
+    kinds = ("dense", "conv") if fault == "layout" else ("dense",)
+    object.__setattr__(method, "kinds", kinds)
     case = testing.linen_case(method)
-    if fault == "merge":
-        object.__setattr__(method, "kinds", ("dense",))
     with pytest.raises(AssertionError, match=f"{check.__name__}:"):
         check(case)
 
