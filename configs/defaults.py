@@ -141,7 +141,7 @@ def own_text(task: str, method: str, seed: int, model: str, **given: Any) -> Any
 def _own(kind, family, task, method, seed, model, settings, given) -> ConfigDict:
     adapter, lr = METHODS[known(method, METHODS, "method")]
     settings["optim"]["lr"] = lr
-    # A pooler that the checkpoint lacks is drawn, as the classifier is: it has to learn.
+    # A pooler that the checkpoint lacks is drawn like the classifier, and has to learn.
     head = {"classifier/.*": "(pooler|classifier)/.*"}
     rules = presets.rules(family, adapter).items()
     merged = {
