@@ -123,7 +123,8 @@ def read_module(
     adapters: Adapters = {}
     for key, value in tensors.items():
         site, colon, name = key.rpartition(":")
-        if not colon or (site and site not in facts.sites):
+        known = not site or site in facts.sites
+        if not (colon and known and name.isidentifier()):
             raise AdapterFileError(
                 f"{tensors_file}: {key!r:.200}: expected arrays of the sites in "
                 f"{facts_file.name}, found another"

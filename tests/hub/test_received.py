@@ -175,8 +175,9 @@ def test_other_arrays_under_a_true_sum(files, change, named):
 
 def test_arrays_of_no_site_are_no_module(files):
     tensors, facts, refused = files
-    for name in ("other:a", "extra"):
-        save_file({**load_file(tensors), name: np.zeros(2, "f4")}, tensors)
+    own = load_file(tensors)
+    for name in ("other:a", "extra", "kernel:a/../../x"):
+        save_file({**own, name: np.zeros(2, "f4")}, tensors)
         sign(tensors, facts)
         refused(name, "a.json", readers=(read_module,))
 
