@@ -224,34 +224,14 @@ _SMOOTH = (
 def _through(eqn: Any, operands: list[Any], places: list[int]) -> list[Any] | None:
     """Apply an operation to both parts of merged weights, or return None."""
     name, first, out = eqn.primitive.name, operands[places[0]], eqn.outvars[0].aval
-    merged = [operands[i] for i in places]
-    curved = any(symbol.curved for symbol in merged)
-    dtype = first.delta.dtype
-
-    def each(part: Callable[[Merged], Any], other: Callable[[int, Any], Any]) -> Any:
-        pairs = enumerate(operands)
-        return rebound(eqn, [part(o) if i in places else other(i, o) for i, o in pairs])
-
-    def wide(i: int, value: Any) -> Any:
-        floating = jnp.issubdtype(jnp.result_type(value), jnp.floating)
-        return jnp.asarray(value, dtype) if floating else value
-
-    def kept(i: int, value: Any) -> Any:
-        return value
-
+    curved = any(operands[i].curved for i in places)
+    wide = partial(_cast, first.delta.dtype)
     if not jnp.issubdtype(out.dtype, jnp.floating):
         return None
     if first.is_bias and name in _SUMS:
-        return [each(lambda symbol: symbol.sum, wide)[0].astype(out.dtype)]
+        return [_each(eqn, operands, lambda m: m.sum, wide)[0].astype(out.dtype)]
     if name in _PRODUCTS and len(places) == 1:
-        if first.value.dtype.itemsize >= 4:
-            return each(lambda symbol: symbol.sum.astype(symbol.value.dtype), kept)
-        fitting = first.value.dtype, eqn.invars[1 - places[0]].aval.dtype, out.dtype
-        dtype = next((d for d in fitting if d.itemsize > 1), dtype)
-        (y,) = each(lambda symbol: symbol.value, kept)
-        return [
-            y + each(lambda symbol: symbol.delta.astype(dtype), wide)[0].astype(y.dtype)
-        ]
+        return [_product(eqn, operands, first, eqn.invars[1 - places[0]].aval.dtype)]
     linear = range(len(operands))[JOINTLY.get(name, slice(0))]
     if name == "mul" and len(places) == 1:
         linear = places
@@ -260,14 +240,44 @@ def _through(eqn: Any, operands: list[Any], places: list[int]) -> list[Any] | No
         deltas = [lax.stop_gradient(first.delta) if stops else first.delta]
     elif set(places) <= set(linear):
         # of a sum, the others are in the value alone
-        alone = lambda i, o: jnp.zeros_like(o, dtype) if i in linear else wide(i, o)  # noqa: E731
-        deltas = each(lambda symbol: symbol.delta, alone)
+        zero = partial(jnp.zeros_like, dtype=first.delta.dtype)
+        alone = set(linear) - set(places)
+        parts = [zero(o) if i in alone else o for i, o in enumerate(operands)]
+        deltas = _each(eqn, parts, lambda m: m.delta, wide)
     elif name in _SMOOTH and out.dtype.itemsize < 4:
-        before = each(lambda symbol: symbol.value.astype(dtype), wide)
-        after, curved = each(lambda symbol: symbol.sum, wide), True
+        before = _each(eqn, operands, lambda m: wide(m.value), wide)
+        after, curved = _each(eqn, operands, lambda m: m.sum, wide), True
         deltas = [b - a for a, b in zip(before, after)]
     else:
         return None
-    values = each(lambda symbol: symbol.value, kept)
-    parts = zip(values, deltas, strict=True)
+    parts = zip(_each(eqn, operands, lambda m: m.value), deltas, strict=True)
     return [replace(first, value=v, delta=d, curved=curved) for v, d in parts]
+
+
+def _product(eqn: Any, operands: list[Any], merged: Merged, other: Any) -> Any:
+    """Return a product with a merged weight: in a narrow type, one with each part."""
+    dtype, out = merged.value.dtype, eqn.outvars[0].aval.dtype
+    if dtype.itemsize >= 4:
+        return _each(eqn, operands, lambda m: m.sum.astype(dtype))[0]
+    fitting = dtype, other, out, merged.delta.dtype
+    wide = partial(_cast, next(kind for kind in fitting if kind.itemsize > 1))
+    (y,) = _each(eqn, operands, lambda m: m.value)
+    (change,) = _each(eqn, operands, lambda m: wide(m.delta), wide)
+    return y + change.astype(y.dtype)
+
+
+def _each(
+    eqn: Any,
+    operands: Sequence[Any],
+    part: Callable[[Merged], Any],
+    other: Callable[[Any], Any] = lambda value: value,
+) -> list[Any]:
+    """Evaluate an equation on a part of its merged weights."""
+    values = [part(o) if isinstance(o, Merged) else other(o) for o in operands]
+    return rebound(eqn, values)
+
+
+def _cast(dtype: Any, value: Any) -> Any:
+    """Cast what is floating."""
+    floating = jnp.issubdtype(jnp.result_type(value), jnp.floating)
+    return jnp.asarray(value, dtype) if floating else value
