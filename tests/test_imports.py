@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "peftjax.testing": ("core", "hub", "nnx"),
 }
 # Whoever runs things knows no one who reports on them.
-RUNNER = ("run", "finetune", "workdir", "tasks")
+RUNNER = ("run", "finetune", "plan", "search", "selection", "tasks", "workdir")
 REPORTER = "experiments.report"
 RELATIVE = "by a relative path"
 

@@ -16,8 +16,8 @@ from experiments.claims import LOCK, claim
 from experiments.preemption import Stop, Stopped
 from experiments.programs import ProgramCache
 from experiments.records import circumstances, identity, plain
-from experiments.report.search import archive_png, structure_png
 from experiments.run import Run
+from experiments.search.pictures import archive_png, structure_png
 from experiments.search.supernet import (
     changed,
     on_test,
@@ -125,8 +125,13 @@ def _searched(
         return {"status": "failed", "error": error.what}
     score, key = scores_of(one, space, adapters), jax.random.key(one.config.seed)
     found = evolve(score, space, limit, key, **settings, state=state, save=save)
-    (workdir / "archive.png").write_bytes(archive_png(found, one.outline.metric))
-    (workdir / "structure.png").write_bytes(structure_png(space, found.best))
+    pictures = {
+        "archive.png": archive_png(found, one.outline.metric),
+        "structure.png": structure_png(space, found.best),
+    }
+    for name, picture in pictures.items():
+        with storage.replacing(workdir / name) as new:
+            new.write_bytes(picture)
     subnet = pj.to_glora(one.peft, space.place(adapters, found.best.genes))
     tested = _tested(one, subnet, workdir, retrain, stop)
     return {**tested, **_facts(space, found, chosen)}

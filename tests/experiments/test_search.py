@@ -13,10 +13,10 @@ from experiments.documents import DamagedFile
 from experiments.plan import plan
 from experiments.preemption import Stopped
 from experiments.programs import ProgramCache
-from experiments.report.search import front
 from experiments.run import Run
 from experiments.search import run
 from experiments.search.__main__ import main
+from experiments.search.pictures import front
 from experiments.search.supernet import changed, supernet
 from experiments.search.work import ON_TEST
 from experiments.tasks import from_scratch
