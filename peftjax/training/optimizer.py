@@ -49,8 +49,10 @@ def make_optimizer(
         ValueError: an unknown name, a rate or clipping norm that is not above 0 and
             finite, a negative decay; from `init`, a pattern that decides no leaf.
 
+    >>> import jax.numpy as jnp
     >>> optimizer = make_optimizer("sgd", 0.1, groups={"head/.*": 1.0})
-    >>> params = {"fc1/kernel": {"a": 1.0}, "head/kernel": {"value": 1.0}}
+    >>> one = jnp.ones(())
+    >>> params = {"fc1/kernel": {"a": one}, "head/kernel": {"value": one}}
     >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
     >>> float(updates["head/kernel"]["value"])
     -1.0

@@ -126,7 +126,10 @@ def test_who_waits_for_a_base_can_be_stopped(tmp_path):
             pass
 
 
-def test_a_second_signal_is_not_held_back():
+def test_a_second_signal_is_not_held_back(request):
+    # a shell's background jobs start with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with stop_on_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGINT)
