@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from peftjax.errors import brief
 
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
 Scores = dict[str, float | None]  # None: not finite
 
 
@@ -39,11 +39,22 @@ class PlannedRun(Struct, kw_only=True):
             raise ValueError(f"{self.folder!r} leads out of the table's folder")
 
 
+class Shown(Struct):
+    """`config.table`, as far as a report reads it."""
+
+    all_methods: list[str] = []
+    all_tasks: list[str] = []
+    groups: dict[str, str] | None = None
+    not_averaged: list[str] = []
+    published: dict[str, Any] | None = None
+    notes: dict[str, Any] | None = None
+
+
 class Plan(Struct):
     """`plan.json`: which runs a table is made of, and which files are its own."""
 
     name: str
-    table: dict[str, Any]
+    table: Shown
     runs: list[PlannedRun]
     files: list[str] = []
 
@@ -71,6 +82,14 @@ class Hardware(Struct):
     devices: list[str]
 
 
+class Versions(Struct):
+    """Of a result; there are others beside these."""
+
+    python: str
+    jax: str
+    flax: str
+
+
 class Configuration(Struct):
     """What names a run, of all its settings."""
 
@@ -90,7 +109,7 @@ class Ended(Struct, kw_only=True, tag_field="status"):
     metric: str
     note: str
     hardware: Hardware
-    versions: dict[str, str]
+    versions: Versions
     date: str
     config: Configuration | UnsetType = UNSET
     examples: dict[str, Count] = {}
