@@ -11,6 +11,8 @@ from peftjax.methods import ALL
 from peftjax.testing import error, perturb
 from tests.methods.test_every_method import checked
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(2, 5, 5, 4)), "float32")
 K = jnp.asarray(RNG.normal(size=(3, 2, 4, 6)), "float32")

@@ -8,6 +8,8 @@ from jax import lax
 
 import peftjax as pj
 
+pytestmark = pytest.mark.slow
+
 METHOD = pj.LoRA(rank=2, alpha=7.0, dropout=0.5)
 X = jnp.ones((5, 8))
 KEY = jax.random.key(3)

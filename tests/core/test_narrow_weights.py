@@ -13,6 +13,8 @@ from jax import lax
 import peftjax as pj
 from peftjax.testing import error
 
+pytestmark = pytest.mark.slow
+
 LORA = pj.LoRA(rank=2, alpha=7.0)
 RNG = np.random.default_rng(0)
 

@@ -9,6 +9,8 @@ import pytest
 from peftjax.data import image_files, images, source, tfds_folder
 from peftjax.data.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 tfds = pytest.importorskip("tensorflow_datasets", reason="needs peftjax[data]")
 
 

@@ -13,6 +13,8 @@ from experiments.finetune import main as finetune
 from experiments.overrides import override
 from experiments.table.__main__ import main as table
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "--config=configs/quickstart.py:method=lora"
 

@@ -12,6 +12,8 @@ from peftjax.parallel.mesh import make_mesh
 from tests.experiments.test_quickstart import small
 from tests.helpers.compilations import compilations
 
+pytestmark = pytest.mark.slow
+
 FIRST = 15  # pretraining included
 
 

@@ -16,6 +16,8 @@ from peftjax.training.loop import NonFiniteLoss
 from tests.helpers.config_case import ROBERTA, get
 from tests.helpers.report_case import failed, result
 
+pytestmark = pytest.mark.slow
+
 COMMAND = ["--config", "configs/glue/roberta_base.py", "--methods", "hydra"]
 
 

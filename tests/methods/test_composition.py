@@ -17,6 +17,8 @@ from tests.helpers import lora_modules
 from tests.helpers.goldens import KEY, arrays, check_dense, close, load
 from tests.helpers.lora_modules import PATH, delta, modules_of, trees
 
+pytestmark = pytest.mark.slow
+
 CHECKED = (pj.Composition(modules=3, rank=2, share=True),)
 
 

@@ -13,6 +13,8 @@ from peftjax.core.method import Layer
 from peftjax.methods.glora_supernet import GLoRASupernet
 from tests.helpers.goldens import KEY, arrays, check_dense, close, load, random_like
 
+pytestmark = pytest.mark.slow
+
 CHECKED = (pj.GLoRASupernet(rank=2),)
 
 FILES = ("glora_linear_all432_0", "glora_linear_all432_1")

@@ -23,6 +23,8 @@ from tests.helpers.goldens import (
     random_like,
 )
 
+pytestmark = pytest.mark.slow
+
 CHECKED = (pj.HydraLoRA(rank=2, heads=3, alpha=5.0),)
 
 

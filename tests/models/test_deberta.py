@@ -27,6 +27,8 @@ from tests.helpers.model_cases import (
     text_inputs,
 )
 
+pytestmark = pytest.mark.slow
+
 TINY = DebertaConfig(
     vocab_size=40,
     hidden_size=16,

@@ -15,6 +15,8 @@ from peftjax.models.dinov2.positions import bicubic, interpolate
 from peftjax.presets import rules
 from tests.helpers.model_cases import close, same_tree
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Dinov2Config(
     hidden_size=16,
     num_hidden_layers=2,

@@ -8,6 +8,8 @@ import pytest
 from peftjax.models import CheckpointError, load, save
 from tests.helpers.model_cases import MODELS
 
+pytestmark = pytest.mark.slow
+
 TRIALS = 100
 
 

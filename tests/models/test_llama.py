@@ -19,6 +19,8 @@ from tests.helpers.model_cases import (
     text_inputs,
 )
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["llama3", "llama_biased", "llama_regression"]
 
 

@@ -22,6 +22,8 @@ from tests.helpers.model_cases import (
     same_tree,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("options", [{}, {"fused_qkv": True}, {"scan_layers": True}])
 @pytest.mark.parametrize("file", ["", "google.npz", "timm.safetensors"])

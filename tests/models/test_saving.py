@@ -16,6 +16,8 @@ from tests.helpers.model_cases import (
     same_tree,
 )
 
+pytestmark = pytest.mark.slow
+
 ALL = [*sorted(MODELS.iterdir()), *sorted(path / "base" for path in PEFT.iterdir())]
 
 

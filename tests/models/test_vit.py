@@ -13,6 +13,8 @@ from peftjax.models.layers import stack_layers, unstack_layers
 from peftjax.models.loading import load
 from peftjax.models.vit import ViT
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "image_size": 8,
     "patch_size": 4,

@@ -14,6 +14,8 @@ from peftjax.models.vit import ViT
 from peftjax.search import Space, draw
 from tests.helpers.goldens import load
 
+pytestmark = pytest.mark.slow
+
 LINEAR = r"blocks(_\d+)?/(attn/(qkv|proj)|mlp/fc\d)/kernel"
 
 

@@ -18,6 +18,8 @@ from peftjax.training.optimizer import make_optimizer
 from tests.helpers.run_case import BATCH, run, score, values
 from tests.helpers.training_case import arrays, case, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

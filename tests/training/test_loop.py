@@ -17,6 +17,8 @@ from peftjax.training.metrics import read_metrics
 from tests.helpers.run_case import BATCH, STEPS, losses, run, score, values
 from tests.helpers.training_case import arrays, loss
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

@@ -18,6 +18,8 @@ from peftjax.training.optimizer import make_optimizer
 from peftjax.training.state import create_state
 from peftjax.training.step import make_step
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 ARRAYS = {
     "x": RNG.normal(3.0, 2.0, size=(80, 6)).astype(np.float32),

@@ -28,6 +28,8 @@ from tests.helpers.torch_cases import (
     planned,
 )
 
+pytestmark = pytest.mark.slow
+
 # Applied as well as merged; for the others the tests of their methods compare the two.
 APPLIED = {"lora", "dora", "hra", "hra_gs", "lora_patterns", "lora_layers"}
 # Adapters that differ between layers do not fit into scanned ones.

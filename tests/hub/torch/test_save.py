@@ -28,6 +28,8 @@ from tests.helpers.torch_cases import (
     planned,
 )
 
+pytestmark = pytest.mark.slow
+
 OURS = torch_cases.adapters(WRITTEN)
 
 
