@@ -8,7 +8,6 @@ They are split by a seed (`peftjax.data.splits`); classes are in alphabetical or
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import numpy as np
 
 from peftjax.data import source
 from peftjax.data.errors import DataError
-from peftjax.data.images import EXTENSIONS, Encoded, Images, Split, read_files
+from peftjax.data.images import EXTENSIONS, Encoded, Images, Split, png, read_files
 from peftjax.data.npz import open_npz
 from peftjax.data.splits import by_seed
 
@@ -154,7 +153,7 @@ def _arrays(path: Path, size: int) -> Pictures:
     source.check_labels(f"{path}, labels", labels, 0, len(classes) - 1)
 
     def read(rows: Sequence[int]) -> list[Encoded]:
-        return [(_png(pixels[row]), f"{path}, image {row}") for row in rows]
+        return [(png(pixels[row]), f"{path}, image {row}") for row in rows]
 
     return Pictures(Images(read, len(labels), size), labels.astype(np.int32), classes)
 
@@ -166,17 +165,6 @@ def _several(path: Path, classes: tuple[str, ...]) -> None:
             f"{path}: expected {path}/<class>/<image> of two classes or more, found "
             f"{found}"
         )
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    grey = pixels.shape[2] == 1
-    Image.fromarray(pixels[:, :, 0] if grey else pixels).save(
-        stream, "PNG", compress_level=1
-    )
-    return stream.getvalue()
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from peftjax.data import source, vtab, vtab_folder, writer
 from peftjax.data.errors import DataError
-from peftjax.data.images import decode, image_paths
+from peftjax.data.images import decode, image_paths, png
 from peftjax.data.npz import Header, Npz, open_npz
 
 Item = tuple[bytes, int, str]
@@ -55,7 +54,7 @@ def prepare_npz(file: str | os.PathLike[str], data_dir: str | os.PathLike[str]) 
             files = content[f"{split}_files"] if named else np.arange(len(part))
             pictures = content[f"{split}_images"]
             for picture, label, name in zip(pictures, part, files, strict=True):
-                yield _png(picture), int(label), str(name)
+                yield png(picture), int(label), str(name)
 
         parts = {split: items(split) for split in names}
         return _write("images", path.stem, classes or count, parts, data_dir)
@@ -191,17 +190,6 @@ def _class_names(content: Npz) -> list[str]:
             f"{content.path}, class_names: expected distinct names, found {header}"
         )
     return names
-
-
-def _png(picture: np.ndarray) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    single = picture.shape[2] == 1
-    image = Image.fromarray(picture[:, :, 0] if single else picture)
-    # Higher levels take several times longer and save little on small photographs.
-    image.save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
 
 
 def _visible(folder: Path) -> list[Path]:

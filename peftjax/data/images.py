@@ -292,3 +292,15 @@ def read_files(
         return [(path.read_bytes(), str(path)) for path in paths]
 
     return labels, Images(read, len(files), size)
+
+
+def png(picture: np.ndarray) -> bytes:
+    """Return a picture `[H, W, 1 or 3]`, uint8, as a PNG file."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    single = picture.shape[2] == 1
+    image = Image.fromarray(picture[:, :, 0] if single else picture)
+    # Higher levels take several times longer and save little on small photographs.
+    image.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()

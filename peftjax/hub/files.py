@@ -28,6 +28,8 @@ from peftjax.hub.tensors import (
     AdapterFileError,
     PathLike,
     check_arrays,
+    expected_arrays,
+    flat,
     read,
     write,
 )
@@ -59,8 +61,8 @@ def save(
         TypeError: a method has a setting that JSON cannot hold.
     """
     tensors_file, facts_file = _pair(path)
-    tensors = _flat(adapters)
-    check_arrays("adapters", _flat(_expected_arrays(peft)), tensors)
+    tensors = flat(adapters)
+    check_arrays("adapters", flat(expected_arrays(peft)), tensors)
     try:
         check_patterns(pattern for pattern, _ in peft.rules)
     except ValueError as error:
@@ -92,8 +94,8 @@ def load(path: PathLike, peft: Any, variables: Any = None) -> Adapters:
     tensors_file, facts_file = _pair(path)
     facts = read_facts(facts_file)
     check_facts(facts_file, _facts(peft, variables), facts)
-    expected = _expected_arrays(peft)
-    tensors = read(tensors_file, _flat(expected))
+    expected = expected_arrays(peft)
+    tensors = read(tensors_file, flat(expected))
     _check_pair(tensors_file, facts_file, facts)
     return {
         path: {name: tensors[f"{path}:{name}"] for name in names}
@@ -188,17 +190,3 @@ def _facts(peft: Any, variables: Any) -> Facts:
         base=describe_base(peft, variables),
         versions={name: metadata.version(name) for name in ("jax", "flax", "numpy")},
     )
-
-
-def _expected_arrays(peft: Any) -> dict[str, dict[str, Any]]:
-    variables = jax.tree.unflatten(peft.structure, peft.leaves.avals)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(peft.init, key, variables)
-
-
-def _flat(adapters: Mapping) -> dict[str, Any]:
-    return {
-        f"{path}:{name}": array
-        for path, names in adapters.items()
-        for name, array in names.items()
-    }

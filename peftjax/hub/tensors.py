@@ -91,6 +91,22 @@ def read(file: Path, expected: Mapping | None = None) -> dict[str, jax.Array]:
     return jax.device_put(arrays)
 
 
+def expected_arrays(peft: Any) -> dict[str, dict[str, Any]]:
+    """Return the shapes of the adapters of a plan, `{path: {name: shape}}`."""
+    variables = jax.tree.unflatten(peft.structure, peft.leaves.avals)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(peft.init, key, variables)
+
+
+def flat(adapters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return adapters by `path:name`."""
+    return {
+        f"{path}:{name}": array
+        for path, names in adapters.items()
+        for name, array in names.items()
+    }
+
+
 def check_arrays(file: Any, expected: Mapping, found: Mapping) -> None:
     """Raise unless names, shapes and dtypes are as expected, and all is finite."""
     refuse(file, "other arrays", _others(expected, found))

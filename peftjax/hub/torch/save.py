@@ -8,11 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from peftjax.core.method import Method
-from peftjax.hub.tensors import AdapterFileError, PathLike, check_arrays, write
+from peftjax.hub.tensors import (
+    AdapterFileError,
+    PathLike,
+    check_arrays,
+    expected_arrays,
+    flat,
+    write,
+)
 from peftjax.hub.torch.codec import Codec
 from peftjax.hub.torch.codecs import CODECS, FIELDS
 from peftjax.hub.torch.config import CONFIG, complete
@@ -60,7 +66,7 @@ def save_torch(
             equal there; the message names the site.
     """
     folder = Path(folder)
-    _check(peft, adapters)
+    check_arrays("adapters", flat(expected_arrays(peft)), flat(adapters))
     try:
         config, tensors = _translate(model, peft, adapters, layout)
     except ValueError as error:
@@ -71,18 +77,6 @@ def save_torch(
         write(new / TENSORS, tensors)
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
-
-
-def _check(peft: Any, adapters: Mapping) -> None:
-    variables = jax.tree.unflatten(peft.structure, peft.leaves.avals)
-    expected = jax.eval_shape(peft.init, jax.random.key(0), variables)
-
-    def flat(tree: Mapping) -> dict[str, Any]:
-        return {
-            f"{p}:{name}": a for p, names in tree.items() for name, a in names.items()
-        }
-
-    check_arrays("adapters", flat(expected), flat(adapters))
 
 
 def _translate(
