@@ -23,7 +23,7 @@ IMAGES = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
 # method, FLOPs and temporary memory over the bound's, at most
 METHODS = {
     "lora": (pj.LoRA(rank=8, alpha=16.0), 1.03, 1.45),
-    "hydra": (pj.Hydra(rank=8), 1.05, 1.95),
+    "hydra": (pj.Hydra(rank=8), 1.05, 1.45),
     "hydralora": (pj.HydraLoRA(rank=8, alpha=16.0, heads=3), 1.05, 1.55),
     "hra": (pj.HRA(rank=8), 1.05, 1.55),
     "dora": (pj.DoRA(rank=8, alpha=16.0), 1.05, 1.65),
