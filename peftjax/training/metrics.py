@@ -9,11 +9,16 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from peftjax import storage
 from peftjax.errors import brief
 from peftjax.training.errors import RunFileError
+
+# Integers as far as a float holds each of them.
+Number = float | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 
 
 class MetricsFile:
@@ -60,8 +65,15 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                 f'{where}: expected a "step" of {last} or more, found {step!r:.80}'
             )
         last = step
+        try:
+            msgspec.convert(record, dict[str, Number | dict[str, Number]])
+        except msgspec.ValidationError as error:
+            raise RunFileError(f"{where}: {error}") from error
         for name, value in record.items():
-            _check_numbers(f"{where}: {name!r:.80}", value)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RunFileError(
+                    f"{where}: {name!r:.80}: expected a finite number, found {value}"
+                )
     return records
 
 
@@ -90,21 +102,6 @@ def _record(where: str, line: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RunFileError(f"{where}: expected an object, found {record!r:.80}")
     return record
-
-
-def _check_numbers(where: str, value: Any) -> None:
-    scores = isinstance(value, dict)
-    numbers = all(map(_is_number, value.values() if scores else [value]))
-    if not numbers or not (scores or math.isfinite(value)):
-        raise RunFileError(
-            f"{where}: expected a finite number, or an object of numbers, found "
-            f"{value!r:.80}"
-        )
-
-
-def _is_number(value: Any) -> bool:
-    # An integer that no float holds is no number of a run.
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 class TensorBoard:
