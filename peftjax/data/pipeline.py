@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, Any]
 
 Last = Literal["drop", "pad"]
+ORDER = 2  # raised when a seed comes to mean another order
 WINDOW = 16
 READERS = 2  # threads that decode, each a batch
 
@@ -58,12 +59,8 @@ def train_batches(
     steps = steps_per_epoch(examples, batch_size, last)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs={epochs}: expected at least 1")
-    if lengths is None:
-        order = grain.MapDataset.range(examples).seed(seed).shuffle()
-        order = order.batch(batch_size, drop_remainder=last == "drop").repeat(epochs)
-    else:
-        grouped = _Grouped(np.asarray(lengths), batch_size, seed, steps)
-        order = grain.MapDataset.range(steps).repeat(epochs).map_with_index(grouped)
+    drawn = _Order(examples, batch_size, seed, steps, lengths)
+    order = grain.MapDataset.range(steps).repeat(epochs).map_with_index(drawn)
 
     def take(index: np.ndarray) -> dict[str, np.ndarray]:
         return _take(arrays, index, batch_size if last == "pad" else None)
@@ -75,29 +72,45 @@ def train_batches(
     return iter(order.map(take).to_iter_dataset(options))
 
 
-class _Grouped:
-    """The examples of each batch, those of like length together, epoch after epoch."""
+class _Order:
+    """The examples of each batch, epoch after epoch; see `train_batches`."""
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, steps: int):
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+    def __init__(
+        self,
+        examples: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        lengths: np.ndarray | None,
+    ):
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.steps = steps
+        self.lengths = None if lengths is None else np.asarray(lengths)
         self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
 
     def __call__(self, number: int, _: Any) -> np.ndarray:
         return self.epoch(number // self.steps)[number % self.steps]
 
     def _epoch(self, number: int) -> list[np.ndarray]:
-        draw = np.random.default_rng((self.seed, number))
+        # NumPy keeps these bits from version to version, unlike its permutations.
+        bits = np.random.Philox(np.random.SeedSequence((self.seed, number)))
         # Without the remainder: which examples an epoch leaves out is drawn, too.
-        order = draw.permutation(len(self.lengths))[: self.steps * self.batch_size]
-        window = WINDOW * self.batch_size
-        windows = [order[i : i + window] for i in range(0, len(order), window)]
-        parts = [
-            rows[np.argsort(self.lengths[rows], kind="stable")] for rows in windows
-        ]
-        rows = np.concatenate(parts)
-        starts = draw.permutation(range(0, len(rows), self.batch_size))
+        drawn = np.argsort(bits.random_raw(self.examples), kind="stable")
+        rows = drawn[: self.steps * self.batch_size]
+        starts = np.arange(0, len(rows), self.batch_size)
+        if self.lengths is not None:
+            rows = self._grouped(rows)
+            starts = starts[np.argsort(bits.random_raw(len(starts)), kind="stable")]
         return [rows[i : i + self.batch_size] for i in starts]
+
+    def _grouped(self, rows: np.ndarray) -> np.ndarray:
+        """Sort by length within windows."""
+        assert self.lengths is not None
+        window = WINDOW * self.batch_size
+        windows = [rows[i : i + window] for i in range(0, len(rows), window)]
+        return np.concatenate(
+            [own[np.argsort(self.lengths[own], kind="stable")] for own in windows]
+        )
 
 
 def eval_batches(arrays: Arrays, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
