@@ -23,6 +23,7 @@ from experiments.documents import DamagedFile
 from experiments.overrides import override
 from experiments.preemption import RESUME_ME, Stopped
 from experiments.tasks.task import UnreadableData
+from peftjax import storage
 from peftjax.hub.tensors import AdapterFileError
 from peftjax.models.files import CheckpointError as ModelError
 from peftjax.training.errors import RunFileError
@@ -194,7 +195,7 @@ def folder(text: str) -> Path:
     """Return a folder that was named; the current one is not, by an empty text."""
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a folder, found an empty text")
-    return Path(text)
+    return storage.path(text)
 
 
 def command(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -221,7 +222,8 @@ def keep_programs(cache: str) -> None:
     JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) goes before.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        place = Path(cache, "programs").absolute()
+        place = storage.path(cache) / "programs"
+        place = place if storage.in_bucket(place) else place.absolute()
         jax.config.update("jax_compilation_cache_dir", str(place))
         # by default those of less than a second are not kept
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -70,7 +70,7 @@ def run(
         DamagedFile: a file of the run is not whole.
         Preempted: it was asked to stop, and can be resumed.
     """
-    with claimed(workdir) as folder:
+    with claimed(workdir, wait=True) as folder:
         if force:
             folder.clear()
         return work(config, folder, resume=resume, cache=cache, stop=stop)
@@ -85,6 +85,7 @@ def work(
     stop: Stop | None = None,
 ) -> dict[str, Any]:
     """Do a run in a folder that is claimed; see `run`."""
+    stop = folder.asking(stop)
     finished = folder.held(config, resume)
     if finished:
         return finished
@@ -146,7 +147,7 @@ def _trained(
         # Of a run that was interrupted nobody counted the first part.
         **({"seconds": time.perf_counter() - start} if whole else {}),
         "selected_step": step,
-        "adapter_bytes": tensors.stat().st_size,
+        "adapter_bytes": storage.size(tensors),
         **costs.size(one.peft),
     }
     if one.config.get("measure"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from experiments.optimizer import numbers
 from experiments.programs import ProgramCache
 from experiments.tasks.task import Data, Outline, reading
 from experiments.workdir import RESULT, read_result
+from peftjax import storage
 from peftjax.data.pipeline import eval_batches, train_batches
 from peftjax.hub import files
 from peftjax.training.evaluation import evaluate
@@ -100,7 +100,7 @@ def _started(one: Run) -> Any:
             f"{config.name}, {one.config.task}: starts from the adapter of a run of "
             f"{config.task}: give --config.paths.start=RUN/adapter, or start=fresh"
         )
-    result = Path(place).with_name(RESULT)
+    result = storage.path(place).with_name(RESULT)
     if result.is_file() and read_result(result)["status"] == "failed":
         raise NonFiniteLoss(f"starts from {result.parent}, which failed")
     other: Outline = tasks.family(config).outline(config)

@@ -7,7 +7,6 @@ every other run. Until it is done its checkpoints lie beside its file, under
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from experiments.preemption import Stop
 from experiments.programs import starter
 from experiments.records import digest
 from experiments.tasks.task import abstract
+from peftjax import storage
 from peftjax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from peftjax.hub.tensors import load_tree, save_tree
 from peftjax.models.vit import ViT
@@ -58,13 +58,13 @@ def pretrained(
         stop: asked after each step; True saves a checkpoint and raises `Preempted`.
     """
     key = digest(config.model, config.pretrain, config.data)
-    file = Path(config.paths.cache) / f"{config.name}-base-{key}.safetensors"
+    file = storage.path(config.paths.cache) / f"{config.name}-base-{key}.safetensors"
     with alone(file, stop):
         if not file.exists():
             training = _Training(config.pretrain, model, example, loss, outputs)
             place = file.with_suffix(".training")
             save_tree(file, training.run(*data(), place, stop))
-            shutil.rmtree(place)
+            storage.remove(place)
             print(f"base model: written to {file}", flush=True)
     return load_tree(file, abstract(model, example))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from peftjax import storage
 from peftjax.data import tfds_folder
 from peftjax.data.errors import DataError
 from peftjax.errors import brief
@@ -116,6 +117,7 @@ def open_split(
             random access, or the split is empty.
     """
     library = tfds()
+    data_dir = _here(name, data_dir)
     if download:
         _download(library, name, data_dir)
     builder = _prepared(name, data_dir)
@@ -155,6 +157,7 @@ def splits(
 ) -> tuple[str, ...]:
     """Return the splits that `data_dir` holds of a data set; none if it is absent."""
     tfds()
+    data_dir = _here(name, data_dir)
     try:
         builder = _prepared(name, data_dir)
     except MissingData:
@@ -209,6 +212,13 @@ def _naming(folder: Path) -> Iterator[None]:
         raise DataError(
             f"{folder}: not a data set that TFDS can read ({brief(error)})"
         ) from error
+
+
+def _here(
+    name: str, data_dir: str | os.PathLike[str] | None
+) -> str | os.PathLike[str] | None:
+    """Return a local data folder, with a copy of the data set if it is in a bucket."""
+    return data_dir and storage.mirrored(data_dir, name.partition(":")[0])
 
 
 def _prepared(name: str, data_dir: str | os.PathLike[str] | None) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -35,10 +36,13 @@ class Checkpoints:
 
     Each is closed by a list of the digests of its files, in the format of `sha256sum`,
     written last: without it a checkpoint does not count, and a damaged file is found
-    before anything is read from it.
+    before anything is read from it. Writing goes on beside the training; `wait` ends
+    when all is written.
 
     Args:
-        directory: created when the first checkpoint is saved.
+        directory: created when the first checkpoint is saved; `gs://` too. Of `s3://`,
+            which orbax does not write, checkpoints are made here and uploaded, by jobs
+            of one process.
         keep: how many of the latest to keep; at least 1.
 
     Raises:
@@ -54,9 +58,11 @@ class Checkpoints:
             raise ImportError(
                 "checkpoints need orbax-checkpoint: pip install 'peftjax[train]'"
             ) from error
-        self.directory = Path(directory).absolute()
+        place = storage.path(directory)
+        self.directory = place if storage.in_bucket(place) else place.absolute()
         self._ocp: Any = ocp
         self._keep = keep
+        self._pending: Future[None] | None = None
 
     def path(self, step: int) -> Path:
         """Return the folder of one checkpoint."""
@@ -67,9 +73,8 @@ class Checkpoints:
 
         Folders of other names (a copy `38.bak`) are no checkpoints.
         """
-        names = (sums.parent.name for sums in self.directory.glob(f"*/{SUMS}"))
-        steps = (int(name) for name in names if name.isascii() and name.isdecimal())
-        return sorted(step for step in steps if (self.path(step) / SUMS).exists())
+        self.wait()
+        return self._closed()
 
     def latest(self) -> int | None:
         """Return the last of `steps()`, or None."""
@@ -78,26 +83,63 @@ class Checkpoints:
     def save(self, state: TrainState, data: Any) -> int:
         """Write the state and `data.get_state()` under the state's step; return it.
 
+        When it returns the state may change: the rest is done by a thread.
+
         Raises:
-            OSError: it cannot be written; the disk is full, for one.
+            OSError: it, or the one before, cannot be written; the disk is full, for
+                one.
         """
+        self.wait()
         step, more = int(state.step), {"data": data.get_state()}
         if is_main():
-            for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left, ignore_errors=True)
-        try:
-            self._ocp.save(
+            self._remove_halves()
+        worker = ThreadPoolExecutor(1, "checkpoint")
+        with self._naming(step):
+            writing = self._ocp.save_async(
                 self.path(step), _arrays(state), overwrite=True, custom_metadata=more
             )
+        self._pending = worker.submit(self._finish, step, writing)
+        worker.shutdown(wait=False)
+        return step
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            OSError: it cannot be.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _closed(self) -> list[int]:
+        steps = (int(name) for name in storage.names(self.directory) if _is_step(name))
+        return sorted(step for step in steps if (self.path(step) / SUMS).exists())
+
+    def _remove_halves(self) -> None:
+        """Delete what a process left that was killed while it wrote."""
+        whole = {str(step) for step in self._closed()}
+        for name in storage.names(self.directory) - whole:
+            if _is_step(name) or ".orbax-checkpoint-tmp" in name:
+                storage.remove(self.directory / name)
+
+    def _finish(self, step: int, writing: Any) -> None:
+        """Wait for orbax, close the checkpoint and delete old ones."""
+        with self._naming(step):
+            writing.result()
+            if is_main():
+                _close(self.path(step))
+                for old in self._closed()[: -self._keep]:
+                    storage.remove(self.path(old))
+
+    @contextmanager
+    def _naming(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as error:  # tensorstore raises the latter
             raise OSError(
                 f"{self.path(step)}: checkpoint not written: {brief(error)}"
             ) from error
-        if is_main():
-            _close(self.path(step))
-            for old in self.steps()[: -self._keep]:
-                shutil.rmtree(self.path(old))
-        return step
 
     def restore(
         self, state: TrainState, data: Any, *, fallback: bool = False
@@ -122,9 +164,9 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self.path(step)}: not a place in this data ({brief(error)})"
             ) from error
-        for later in self.steps():
-            if later > step and is_main():
-                shutil.rmtree(self.path(later))
+        for later in self.steps() if is_main() else ():
+            if later > step:
+                storage.remove(self.path(later))
         return _rebuild(state, arrays)
 
     def _intact(
@@ -188,9 +230,13 @@ def _sum(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
+
+
 def _close(folder: Path) -> None:
     """Write the digests of all files of a checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = storage.files(folder)
     lines = [f"{_sum(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     storage.write_text(folder / SUMS, "".join(lines))
 
@@ -207,15 +253,20 @@ def _check_sums(folder: Path) -> None:
         raise DamagedCheckpoint(f"{SUMS} is empty")
     for name, digest in sums.items():
         path = folder / name
-        if folder.resolve() not in path.resolve().parents:
+        if not _is_inside(folder, name):
             raise DamagedCheckpoint(f"{SUMS} is not a list of files")
         if not path.is_file():
             raise DamagedCheckpoint(f"{name} is missing")
         if _sum(path) != digest:
-            size = path.stat().st_size
             raise DamagedCheckpoint(
-                f"{name} is truncated or changed (now {size} bytes)"
+                f"{name} is truncated or changed (now {storage.size(path)} bytes)"
             )
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    if storage.in_bucket(folder):
+        return not name.startswith("/") and ".." not in PurePosixPath(name).parts
+    return folder.resolve() in (folder / name).resolve().parents
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:

@@ -8,7 +8,6 @@ import math
 import os
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -24,6 +23,8 @@ Number = float | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 class MetricsFile:
     """One JSON object per line, appended and flushed.
 
+    A bucket cannot append: there lines are written when `keep` is called.
+
     Args:
         path: the file; its folder is created.
         after: lines of later steps are dropped, so that a resumed run leaves the file
@@ -34,17 +35,28 @@ class MetricsFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], after: int = 0):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, kept = storage.path(path), []
         if self.path.exists():
             kept = [r for r in read_metrics(self.path) if r["step"] <= after]
             storage.write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+        self._text = "".join(json.dumps(record) + "\n" for record in kept)
+        if not storage.in_bucket(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it has a `"step"`."""
+        line = json.dumps(record) + "\n"
+        if storage.in_bucket(self.path):
+            self._text += line
+            return
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(line)
             file.flush()
+
+    def keep(self) -> None:
+        """Write what is only in memory."""
+        if storage.in_bucket(self.path):
+            storage.write_text(self.path, self._text)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -84,7 +96,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         RunFileError: anything else is in the file.
     """
     try:
-        *lines, cut = Path(path).read_bytes().split(b"\n")
+        *lines, cut = storage.path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise RunFileError(f"{path}: not read ({brief(error)})") from error
     records = [_record(f"{path}, line {i}", x) for i, x in enumerate(lines, start=1)]

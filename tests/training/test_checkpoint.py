@@ -173,9 +173,9 @@ def test_a_checkpoint_hashes_every_file_once(whole, tmp_path, monkeypatch):
     names.remove("SHA256SUMS")
     assert sorted(hashed) == names
     hashed.clear()
-    Checkpoints(workdir / "checkpoints").save(
-        state, train_batches(arrays(), BATCH, seed=5)
-    )
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(state, train_batches(arrays(), BATCH, seed=5))
+    checkpoints.wait()
     assert len(hashed) == len(names)
 
 

@@ -64,7 +64,8 @@ def test_sigkill_then_resume_is_bit_identical(whole, tmp_path):
         text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 8]
+    # that of step 8 may have been under way
+    assert Checkpoints(tmp_path / "checkpoints").steps() in ([4], [4, 8])
     state = run(tmp_path, resume=True)
     assert values(state) == values(whole[1])
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from peftjax import storage
 from peftjax.core.method import Method
 from peftjax.core.paths import flatten, nearest
 from peftjax.hub.tensors import AdapterFileError, PathLike
@@ -57,7 +58,7 @@ def load_torch(
             model; a field of the configuration has no equal here; tensors are missing,
             unexpected or of another shape; scanned layers would need several methods.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     config, tensors = read_config(folder / CONFIG, FIELDS), _open_tensors(folder)
     paths, leaves, _ = flatten(variables)
     params = {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
