@@ -15,7 +15,7 @@ from peftjax.data.pipeline import eval_batches
 from peftjax.hub.tensors import save_tree
 from peftjax.training.evaluation import evaluate
 
-HEAD = "(head|classifier|pooler)/.*"
+HEAD = "(head|classifier|pooler|score)/.*"
 
 
 def majority(labels: np.ndarray) -> float | None:
@@ -31,8 +31,8 @@ def majority(labels: np.ndarray) -> float | None:
 
 def size(peft: pj.Peft) -> dict[str, Any]:
     """Return the trainable parameters, with and without the head's, and their share."""
-    trainable = sum(site.trainable for site in peft.sites)
-    heads = sum(x.trainable for x in peft.sites if re.fullmatch(HEAD, x.path))
+    trainable = sum(peft.trainable.values())
+    heads = sum(n for path, n in peft.trainable.items() if re.fullmatch(HEAD, path))
     total = sum(leaf.size for leaf in peft.leaves.avals)
     return {
         "trainable": trainable,

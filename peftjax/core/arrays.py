@@ -241,7 +241,9 @@ def _check_site(
             )
     found = {name: tuple(value.shape) for name, value in p.items()}
     if padded:
-        axes = [{name: len(s) for name, s in sizes.items()} for sizes in (wanted, found)]
+        axes = [
+            {name: len(s) for name, s in sizes.items()} for sizes in (wanted, found)
+        ]
         fits, remedy = axes[0] == axes[1], "adapter_ids takes adapters stacked by bank"
     else:
         fits = wanted == found
