@@ -55,7 +55,8 @@ def settings(config: Any) -> dict[str, Any]:
 def identity(config: Any) -> dict[str, Any]:
     """Return what tells a run from every other, by path, `optim.lr` for one.
 
-    The order of its batches is among it. A run's own and that of the `config` in its result are equal.
+    The order of its batches is among it. A run's own and that of the `config` in its
+    result are equal.
     """
     names = {key: config[key] for key in NAMES}
     return _flat(plain({**names, "order": ORDER, **settings(config)}))

@@ -66,8 +66,8 @@ def _check_tree(index: int, adapters: Any) -> None:
         for array in arrays:
             if not isinstance(p, Mapping) or not hasattr(array, "dtype"):
                 raise TypeError(
-                    f"bank: expected {{path: {{name: array}}}} as adapter {index}, found "
-                    f"{array!r:.80} in it"
+                    f"bank: expected {{path: {{name: array}}}} as adapter {index}, "
+                    f"found {array!r:.80} in it"
                 )
 
 
