@@ -20,7 +20,7 @@ from peftjax.data.pipeline import ORDER
 from peftjax.hub.describe import describe
 
 # What names a run, or says where it lies, and does not change its outcome.
-NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid")
+NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid", "parallel")
 # Of the paths, those that do: other weights.
 WEIGHTS = ("model", "package", "start")
 NAMES = ("name", "task", "method", "seed")

@@ -3,7 +3,7 @@
 A folder is a run's only if its `settings.json` says so. It is written first, and names
 the run's settings and every file that the run has made or is about to. Nothing else is
 ever replaced or deleted: where a file of another owner is in the way, the run refuses.
-One process at a time works in a folder.
+One job at a time works in a folder; of its processes the first one writes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from experiments.leases import Check
 from experiments.preemption import Stop
 from experiments.records import identity
 from peftjax import storage
+from peftjax.parallel.distributed import is_main, led
 
 PLAN, SETTINGS, RESULT = "plan.json", "settings.json", "result.json"
 METRICS, CHECKPOINTS, MERGED = "metrics.jsonl", "checkpoints", "merged.safetensors"
@@ -117,7 +118,7 @@ class RunFolder:
         """Delete files, those of them that are the run's."""
         dropped = [name for name in names if name in self.files]
         self.check()
-        for name in dropped:
+        for name in dropped if is_main() else ():
             storage.remove(self.path / name)
         self.files -= set(dropped)
         if dropped and SETTINGS not in dropped:
@@ -133,10 +134,11 @@ class RunFolder:
     def _note(self) -> None:
         self.check()
         facts = {"settings": self.settings, "files": sorted(self.files)}
-        storage.write_json(self.path / SETTINGS, {"kind": KIND, **facts})
+        if is_main():
+            storage.write_json(self.path / SETTINGS, {"kind": KIND, **facts})
 
     def _refuse(self, names: tuple[str, ...]) -> None:
-        present = storage.names(self.path) if names else set()
+        present = storage.names(self.path) if names and is_main() else set()
         for name in names:
             if name in present and name not in self.files:
                 raise ForeignFile(
@@ -166,11 +168,20 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[RunFolder]:
         Busy: another process is at it.
         ForeignFile, DamagedFile: as `RunFolder`; then nothing is left in the folder.
     """
-    RunFolder(path)  # a lock file is no guest in a folder of something else
-    with claim(path, wait=wait) as check:
-        if check is None:
+    with ExitStack() as stack:
+        check: Check | None = None
+
+        def ours() -> bool:
+            nonlocal check
+            RunFolder(path)  # a lock file is no guest in a folder of something else
+            check = stack.enter_context(claim(path, wait=wait))
+            return check is not None
+
+        if not led(ours):
             raise Busy(f"{path}: another process is at this run")
-        yield RunFolder(path, check)
+        folder = RunFolder(path, check)
+        led(lambda: None)  # all have read before one writes
+        yield folder
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

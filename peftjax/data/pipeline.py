@@ -29,6 +29,7 @@ def train_batches(
     epochs: int | None = None,
     last: Last = "drop",
     lengths: np.ndarray | None = None,
+    part: np.ndarray | None = None,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Return shuffled batches `{name: [batch_size, ...]}`, epoch after epoch.
 
@@ -48,6 +49,10 @@ def train_batches(
             share a batch: each epoch's permutation is sorted within windows of
             `WINDOW` batches, and the order of the batches is drawn anew. Text then
             takes about half the padding.
+        part: which examples of each batch are read, by their places in it; by default
+            all. Of several processes each reads those that its devices hold
+            (`parallel.sharding.own_rows`); state, lengths and padding are those of the
+            whole batches.
 
     Raises:
         ValueError: arrays of different lengths, none, one named `"mask"` beside a mask
@@ -63,7 +68,7 @@ def train_batches(
     order = grain.MapDataset.range(steps).repeat(epochs).map_with_index(drawn)
 
     def take(index: np.ndarray) -> dict[str, np.ndarray]:
-        return _take(arrays, index, batch_size if last == "pad" else None)
+        return _take(arrays, index, batch_size if last == "pad" else None, part)
 
     # One read per batch; what is in memory needs no threads that read ahead.
     in_memory = all(isinstance(x, np.ndarray | Ragged) for x in arrays.values())
@@ -113,8 +118,15 @@ class _Order:
         )
 
 
-def eval_batches(arrays: Arrays, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+    arrays: Arrays, batch_size: int, part: np.ndarray | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Return all examples once, in order, in padded batches with a `"mask"`.
+
+    Args:
+        arrays: as of `train_batches`.
+        batch_size: examples per batch.
+        part: as of `train_batches`.
 
     >>> batches = eval_batches({"x": np.arange(3)}, 2)
     >>> [(batch["x"].tolist(), batch["mask"].tolist()) for batch in batches]
@@ -124,7 +136,7 @@ def eval_batches(arrays: Arrays, batch_size: int) -> Iterator[dict[str, np.ndarr
     steps_per_epoch(examples, batch_size, "pad")
     starts = range(0, examples, batch_size)
     rows = (np.arange(i, min(i + batch_size, examples)) for i in starts)
-    return (_take(arrays, index, batch_size) for index in rows)
+    return (_take(arrays, index, batch_size, part) for index in rows)
 
 
 def steps_per_epoch(examples: int, batch_size: int, last: Last = "drop") -> int:
@@ -158,10 +170,20 @@ def _length(arrays: Arrays, masked: bool) -> int:
     return next(iter(lengths.values()))
 
 
-def _take(arrays: Arrays, index: np.ndarray, size: int | None):
+def _take(arrays: Arrays, index: np.ndarray, size: int | None, part: Any):
     """Gather rows; pad them to `size`, with a mask, where that is given."""
-    if size is None:
-        return {name: array[index] for name, array in arrays.items()}
-    mask = (np.arange(size) < len(index)).astype(np.float32)
-    index = np.concatenate([index, np.repeat(index[:1], size - len(index))])
-    return {name: array[index] for name, array in arrays.items()} | {"mask": mask}
+    mask = {}
+    if size is not None:
+        mask["mask"] = (np.arange(size) < len(index)).astype(np.float32)
+        index = np.concatenate([index, np.repeat(index[:1], size - len(index))])
+    if part is None:
+        return {name: array[index] for name, array in arrays.items()} | mask
+    rows = {name: _part(array, index, part) for name, array in arrays.items()}
+    return rows | {name: column[part] for name, column in mask.items()}
+
+
+def _part(array: Any, index: np.ndarray, part: np.ndarray) -> np.ndarray:
+    # As long as the longest row of the whole batch: one shape on all processes.
+    if isinstance(array, Ragged):
+        return array.part(index, part)
+    return array[index[part]]

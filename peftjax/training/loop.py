@@ -11,10 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from peftjax import storage
-from peftjax.parallel.distributed import is_main
+from peftjax.parallel.distributed import any_of, is_main
 from peftjax.training.checkpoint import Checkpoints
 from peftjax.training.metrics import MetricsFile, Progress, TensorBoard
 from peftjax.training.state import TrainState
@@ -114,7 +113,7 @@ def train(
         for done in range(start + 1, steps + 1):
             batch = _next(data, done)
             state, metrics = step(state, variables, batch)
-            log.add(metrics, len(next(iter(batch.values()))))
+            log.add(metrics, len(next(iter(batch.values()))) * jax.process_count())
             save, score, line = (
                 done == steps or (every and done % every == 0)
                 for every in (save_every, eval_every, log_every)
@@ -168,7 +167,7 @@ def _agreed(stop: Callable[[], bool] | None, due: bool) -> bool:
     if stop is None or jax.process_count() == 1:
         return stop is not None and bool(stop())
     # To ask waits for all devices; where something is due they are waited for anyway.
-    return due and bool(multihost_utils.process_allgather(np.bool_(stop())).any())
+    return due and any_of(bool(stop()))
 
 
 def _next(data: Any, number: int) -> Any:
