@@ -258,8 +258,7 @@ def keep_programs(cache: str) -> None:
     JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) goes before.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        place = storage.path(cache) / "programs"
-        place = place if storage.in_bucket(place) else place.absolute()
+        place = storage.absolute(cache) / "programs"
         jax.config.update("jax_compilation_cache_dir", str(place))
         # by default those of less than a second are not kept
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -168,6 +168,7 @@ def test_a_local_copy_follows_the_bucket(bucket):
     storage.write_text(bucket / "data" / "a.txt", "two")
     assert storage.local(bucket / "data" / "a.txt").read_text() == "two"
     assert storage.mirrored("here", "data") == Path("here")
+    assert storage.local(bucket / "absent") == bucket / "absent"  # for the message
 
 
 def test_an_object_cannot_lead_a_copy_elsewhere(bucket, monkeypatch):

@@ -49,6 +49,12 @@ def path(name: PathLike) -> Path:
     return bucket.path(scheme[1], text[scheme.end() :]) if scheme else Path(name)
 
 
+def absolute(name: PathLike) -> Path:
+    """Return a path from the root; one of a bucket is so as it is."""
+    place = path(name)
+    return place if in_bucket(place) else place.absolute()
+
+
 def in_bucket(place: Path) -> bool:
     """Return whether a path is one of a bucket."""
     return not isinstance(place, Path)
@@ -98,13 +104,13 @@ def mirrored(folder: PathLike, part: str) -> Path:
     """Return a local folder that holds `part` of a folder, whatever else it holds.
 
     A copy from a bucket lasts as long as the process, and is made anew of what was
-    changed since.
+    changed since. Where nothing is in the bucket, the folder itself is returned.
 
     Raises:
         BucketError: the bucket cannot be read, or names a file out of the folder.
     """
     place = path(folder)
-    return bucket.mirrored(place, part) if in_bucket(place) else place
+    return (in_bucket(place) and bucket.mirrored(place, part)) or place
 
 
 @contextmanager

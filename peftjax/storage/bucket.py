@@ -148,17 +148,18 @@ def upload_folder(folder: Path, target: Path) -> None:
         raise
 
 
-def mirrored(folder: Path, part: str) -> Path:
-    """Return a local folder with the objects at or below `folder / part`."""
+def mirrored(folder: Path, part: str) -> Path | None:
+    """Return a local folder with the objects at or below `folder / part`, if any."""
     copy = _copies() / os.fspath(folder).replace(":/", "")
-    for inside, facts in find(folder / part).items():
+    found = find(folder / part)
+    for inside, facts in found.items():
         target = copy / part / inside
         if _copied.get(target) != repr(facts):
             target.parent.mkdir(parents=True, exist_ok=True)
             with naming(folder / part / inside):
                 client(folder).get_file(facts["name"], os.fspath(target))
             _copied[target] = repr(facts)
-    return copy
+    return copy if found else None
 
 
 _copied: dict[Path, str] = {}

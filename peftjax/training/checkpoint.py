@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,18 +18,10 @@ from peftjax import storage
 from peftjax.errors import brief
 from peftjax.parallel.distributed import is_main
 from peftjax.parallel.sharding import put
-from peftjax.training.errors import RunFileError
+from peftjax.training import sums
+from peftjax.training.errors import CheckpointError as CheckpointError
+from peftjax.training.errors import DamagedCheckpoint as DamagedCheckpoint
 from peftjax.training.state import TrainState
-
-SUMS = "SHA256SUMS"
-
-
-class CheckpointError(RunFileError):
-    """A checkpoint cannot be used."""
-
-
-class DamagedCheckpoint(CheckpointError):
-    """A checkpoint is truncated or was changed after it was written."""
 
 
 class Checkpoints:
@@ -58,8 +51,14 @@ class Checkpoints:
             raise ImportError(
                 "checkpoints need orbax-checkpoint: pip install 'peftjax[train]'"
             ) from error
-        place = storage.path(directory)
-        self.directory = place if storage.in_bucket(place) else place.absolute()
+        self.directory = place = storage.absolute(directory)
+        # orbax writes to disks and to gs:// only
+        self._via_disk = storage.in_bucket(place) and not str(place).startswith("gs:")
+        if self._via_disk and jax.process_count() > 1:
+            raise CheckpointError(
+                f"{directory}: checkpoints of several processes need gs:// or a disk "
+                "that all of them share"
+            )
         self._ocp: Any = ocp
         self._keep = keep
         self._pending: Future[None] | None = None
@@ -94,11 +93,12 @@ class Checkpoints:
         if is_main():
             self._remove_halves()
         worker = ThreadPoolExecutor(1, "checkpoint")
+        made = Path(tempfile.mkdtemp(), "new") if self._via_disk else self.path(step)
         with self._naming(step):
             writing = self._ocp.save_async(
-                self.path(step), _arrays(state), overwrite=True, custom_metadata=more
+                made, _arrays(state), overwrite=True, custom_metadata=more
             )
-        self._pending = worker.submit(self._finish, step, writing)
+        self._pending = worker.submit(self._finish, step, writing, made)
         worker.shutdown(wait=False)
         return step
 
@@ -114,7 +114,7 @@ class Checkpoints:
 
     def _closed(self) -> list[int]:
         steps = (int(name) for name in storage.names(self.directory) if _is_step(name))
-        return sorted(step for step in steps if (self.path(step) / SUMS).exists())
+        return sorted(step for step in steps if (self.path(step) / sums.NAME).exists())
 
     def _remove_halves(self) -> None:
         """Delete what a process left that was killed while it wrote."""
@@ -123,12 +123,16 @@ class Checkpoints:
             if _is_step(name) or ".orbax-checkpoint-tmp" in name:
                 storage.remove(self.directory / name)
 
-    def _finish(self, step: int, writing: Any) -> None:
+    def _finish(self, step: int, writing: Any, made: Path) -> None:
         """Wait for orbax, close the checkpoint and delete old ones."""
         with self._naming(step):
             writing.result()
+            if self._via_disk:
+                with storage.replacing_folder(self.path(step)) as new:
+                    shutil.copytree(made, new, dirs_exist_ok=True)
+                shutil.rmtree(made.parent)
             if is_main():
-                _close(self.path(step))
+                sums.close(self.path(step))
                 for old in self._closed()[: -self._keep]:
                     storage.remove(self.path(old))
 
@@ -197,7 +201,8 @@ class Checkpoints:
         self, folder: Path, expected: Mapping[str, jax.Array]
     ) -> tuple[dict[str, jax.Array], Any]:
         """Return the arrays by path, and the place in the data."""
-        _check_sums(folder)
+        folder = storage.local(folder) if self._via_disk else folder
+        sums.check(folder)
         abstract = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for name, x in expected.items()
@@ -225,48 +230,8 @@ def _as_place(found: Any, like: Any) -> Any:
     return found
 
 
-def _sum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _is_step(name: str) -> bool:
     return name.isascii() and name.isdecimal()
-
-
-def _close(folder: Path) -> None:
-    """Write the digests of all files of a checkpoint."""
-    files = storage.files(folder)
-    lines = [f"{_sum(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    storage.write_text(folder / SUMS, "".join(lines))
-
-
-def _check_sums(folder: Path) -> None:
-    """Raise DamagedCheckpoint unless all files are as they were written."""
-    try:
-        lines = (folder / SUMS).read_text().splitlines()
-        pairs = [line.split("  ", 1) for line in lines]
-        sums = {name: digest for digest, name in pairs}
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"{SUMS} is not a list of files") from error
-    if not sums:
-        raise DamagedCheckpoint(f"{SUMS} is empty")
-    for name, digest in sums.items():
-        path = folder / name
-        if not _is_inside(folder, name):
-            raise DamagedCheckpoint(f"{SUMS} is not a list of files")
-        if not path.is_file():
-            raise DamagedCheckpoint(f"{name} is missing")
-        if _sum(path) != digest:
-            raise DamagedCheckpoint(
-                f"{name} is truncated or changed (now {storage.size(path)} bytes)"
-            )
-
-
-def _is_inside(folder: Path, name: str) -> bool:
-    if storage.in_bucket(folder):
-        return not name.startswith("/") and ".." not in PurePosixPath(name).parts
-    return folder.resolve() in (folder / name).resolve().parents
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ def serving(port: int = 0) -> Iterator[int]:
         while (listening := started._api._httpd) is None:
             time.sleep(0.01)
         # a client that was killed, or read all it wanted, is no error
-        listening.handle_error = lambda request, client: None
+        listening.handle_error = lambda request, client_address: None
         yield listening.server_address[1]
     finally:
         started.stop()
@@ -90,4 +91,4 @@ for _, methods in server.HANDLERS:
 if __name__ == "__main__":
     with serving(int(sys.argv[1])) as port:
         print(port, flush=True)
-        sys.stdin.read()
+        threading.Event().wait()
