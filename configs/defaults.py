@@ -19,6 +19,10 @@ from experiments.arguments import known
 from peftjax import presets
 
 SEEDS = (0, 1, 2)
+# Copies of the base, and devices over which each is split: 0 is as many as there are.
+PARALLEL = {"data": 0, "fsdp": 1, "accumulate": 1}
+# For a base that is large beside its activations, a language model's.
+SPLIT = {"data": 1, "fsdp": 0}
 PATHS = {"cache": ".cache", "data": "data", "model": ""}
 EVERY = ("query", "key", "value", "output", "up", "down")
 
@@ -48,6 +52,7 @@ def run(
     methods: Iterable[str],
     paths: Mapping[str, Any] | None = None,
     table: Mapping[str, Any] | None = None,
+    parallel: Mapping[str, int] | None = None,
     **settings: Any,
 ) -> ConfigDict:
     """Return the configuration of one run.
@@ -57,6 +62,7 @@ def run(
         methods: of the table, in the order of its rows.
         paths: beside or instead of `PATHS`.
         table: what else `table` holds.
+        parallel: beside or instead of `PARALLEL`; `SPLIT` for a language model.
         **settings: all others; `selection` is `"last"` unless given.
     """
     tasks, methods = tuple(tasks), tuple(methods)
@@ -64,6 +70,7 @@ def run(
         {
             "selection": "last",
             **settings,
+            "parallel": {**PARALLEL, **(parallel or {})},
             "paths": {**PATHS, **(paths or {})},
             "table": {
                 "methods": methods,

@@ -49,6 +49,11 @@ REQUIRED: dict[str, tuple[Test, str]] = {
     "optim.weight_decay": (_real(0), "a finite number, at least 0"),
     "optim.warmup": (_real(0), "a finite number, at least 0"),
 }
+OPTIONAL: dict[str, tuple[Test, str]] = {
+    "parallel.data": (_whole(0), f"{WHOLE}, at least 0"),
+    "parallel.fsdp": (_whole(0), f"{WHOLE}, at least 0"),
+    "parallel.accumulate": (_whole(1), f"{WHOLE}, at least 1"),
+}
 GROUPS = ("train", "optim", "paths")
 NAMES = ("name", "family", "task", "method", "seed", "selection", "rules")
 
@@ -68,9 +73,9 @@ def check(config: ConfigDict, where: str) -> ConfigDict:
     missing += [key for key in REQUIRED if _get(config, key) is None]
     if missing:
         raise UnfitSettings(f"{where}: the configuration lacks {', '.join(missing)}")
-    for key, (possible, words) in REQUIRED.items():
+    for key, (possible, words) in {**REQUIRED, **OPTIONAL}.items():
         value = _get(config, key)
-        if not possible(value):
+        if not possible(value) and not (value is None and key in OPTIONAL):
             raise UnfitSettings(f"{where}: {key}={value!r}: expected {words}")
     known(config.selection, SELECTIONS, "selection")
     return config

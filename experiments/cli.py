@@ -12,19 +12,22 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from ml_collections import ConfigDict
 
+from experiments import processes
 from experiments.arguments import UnknownName, pairs
 from experiments.checks import UnfitSettings, check
 from experiments.documents import DamagedFile
 from experiments.overrides import override
 from experiments.preemption import RESUME_ME, Stopped
 from experiments.tasks.task import UnreadableData
+from peftjax import storage
 from peftjax.hub.tensors import AdapterFileError
 from peftjax.models.files import CheckpointError as ModelError
+from peftjax.parallel.distributed import Elsewhere
 from peftjax.training.errors import RunFileError
 from peftjax.training.loop import NonFiniteLoss, Preempted
 
@@ -47,6 +50,9 @@ EXPECTED = (
     UnknownName,
     UnreadableData,
 )
+STOPPED = (Preempted, Stopped)
+# What all processes of a job raise alike; the first one tells it.
+SAME = (ConfigError, Elsewhere, NonFiniteLoss, *STOPPED, UnfitSettings, UnknownName)
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,7 @@ class Parser(argparse.ArgumentParser):
                 help="configuration, configs/NAME.py, and its choices; "
                 "--config.KEY=VALUE replaces a setting, --config.optim.lr=1e-3 for one",
             )
+            processes.add_flags(self)
         self._config = config
 
     def error(self, message: str) -> Any:
@@ -147,7 +154,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Return the flags; `config` as a `Source`."""
+        """Return the flags, `config` as a `Source`; join the job they speak of.
+
+        Raises:
+            CannotJoin: the processes of the job do not come together.
+        """
         given = list(sys.argv[1:] if argv is None else argv)
         overrides: dict[str, str | None] = {}
         if self._config:
@@ -156,6 +167,7 @@ class Parser(argparse.ArgumentParser):
         if rest:
             self.error(self._unknown(rest))
         if self._config:
+            processes.join(options)
             file, _, argument = options.config.partition(":")
             options.config = Source(file, pairs(argument), overrides)
         return options
@@ -194,11 +206,14 @@ def folder(text: str) -> Path:
     """Return a folder that was named; the current one is not, by an empty text."""
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a folder, found an empty text")
-    return Path(text)
+    return storage.path(text)
 
 
 def command(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command's `main(argv=None)`: expected failures exit with one line."""
+    """Wrap a command's `main(argv=None)`: expected failures exit with one line.
+
+    In a job of several processes any failure ends this process, and so the job.
+    """
 
     @functools.wraps(main)
     def call(argv: Sequence[str] | None = None) -> Any:
@@ -206,13 +221,35 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         try:
             return main(argv)
-        except (Preempted, Stopped) as error:
-            print(error, file=sys.stderr)
-            raise SystemExit(RESUME_ME) from error
-        except EXPECTED as error:
-            raise SystemExit(f"{type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            if jax.distributed.is_initialized():
+                _leave(error)
+            if isinstance(error, STOPPED):
+                print(error, file=sys.stderr)
+                raise SystemExit(RESUME_ME) from error
+            if isinstance(error, EXPECTED):
+                raise SystemExit(f"{type(error).__name__}: {error}") from error
+            raise
 
     return call
+
+
+def _leave(error: Exception | SystemExit) -> NoReturn:
+    """End this process of a job."""
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+        processes.fail(code, str(error.code), same=True)
+    if isinstance(error, STOPPED):
+        processes.fail(RESUME_ME, str(error), same=True)
+    if isinstance(error, Elsewhere):
+        stopped = error.kind in {kind.__name__ for kind in STOPPED}
+        processes.fail(RESUME_ME if stopped else 1, str(error), same=True)
+    told = f"{type(error).__name__}: {error}"
+    if processes.lost(error):
+        told = f"a process of this job is gone; its own output says why ({told:.200})"
+    elif not isinstance(error, EXPECTED):
+        processes.show(error)
+    processes.fail(1, told, same=isinstance(error, SAME))
 
 
 def keep_programs(cache: str) -> None:
@@ -221,7 +258,7 @@ def keep_programs(cache: str) -> None:
     JAX's own setting (`JAX_COMPILATION_CACHE_DIR`) goes before.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        place = Path(cache, "programs").absolute()
+        place = storage.absolute(cache) / "programs"
         jax.config.update("jax_compilation_cache_dir", str(place))
         # by default those of less than a second are not kept
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -13,9 +13,10 @@ import peftjax as pj
 from experiments.measure import interleave, ratio
 from peftjax.data.pipeline import eval_batches
 from peftjax.hub.tensors import save_tree
+from peftjax.parallel.distributed import led
 from peftjax.training.evaluation import evaluate
 
-HEAD = "(head|classifier|pooler)/.*"
+HEAD = "(head|classifier|pooler|score)/.*"
 
 
 def majority(labels: np.ndarray) -> float | None:
@@ -31,8 +32,8 @@ def majority(labels: np.ndarray) -> float | None:
 
 def size(peft: pj.Peft) -> dict[str, Any]:
     """Return the trainable parameters, with and without the head's, and their share."""
-    trainable = sum(site.trainable for site in peft.sites)
-    heads = sum(x.trainable for x in peft.sites if re.fullmatch(HEAD, x.path))
+    trainable = sum(peft.trainable.values())
+    heads = sum(n for path, n in peft.trainable.items() if re.fullmatch(HEAD, path))
     total = sum(leaf.size for leaf in peft.leaves.avals)
     return {
         "trainable": trainable,
@@ -43,16 +44,20 @@ def size(peft: pj.Peft) -> dict[str, Any]:
 
 def merge(run: Any, adapters: Any, file: Path) -> dict[str, Any]:
     """Save merged weights; return the largest difference of an output they make."""
-    try:
-        merged = run.peft.merge(run.base, adapters)
-    except pj.NotMergeable as error:
-        print(f"{run.config.method}: no merged weights: {error}", flush=True)
-        return {"merge_difference": None}
-    save_tree(file, merged)
     adapted = run.outputs(adapters, run.data.test)
-    batches = eval_batches(run.data.test, run.config.train.eval_batch)
-    alone = evaluate(run.programs.plain, merged, None, batches)["outputs"]
-    return {"merge_difference": float(np.abs(adapted - alone).max())}
+
+    def difference() -> float | None:
+        try:
+            merged = run.peft.merge(run.base, adapters)
+        except pj.NotMergeable as error:
+            print(f"{run.config.method}: no merged weights: {error}", flush=True)
+            return None
+        save_tree(file, merged)
+        batches = eval_batches(run.data.test, run.config.train.eval_batch)
+        alone = evaluate(run.programs.plain, merged, None, batches)["outputs"]
+        return float(np.abs(adapted - alone).max())
+
+    return {"merge_difference": led(difference)}
 
 
 def step_time(run: Any) -> dict[str, float]:

@@ -36,6 +36,7 @@ from experiments.workdir import (
 )
 from peftjax import storage
 from peftjax.hub import files
+from peftjax.parallel.distributed import led
 from peftjax.training.checkpoint import Checkpoints
 from peftjax.training.loop import NonFiniteLoss, train
 
@@ -70,7 +71,7 @@ def run(
         DamagedFile: a file of the run is not whole.
         Preempted: it was asked to stop, and can be resumed.
     """
-    with claimed(workdir) as folder:
+    with claimed(workdir, wait=True) as folder:
         if force:
             folder.clear()
         return work(config, folder, resume=resume, cache=cache, stop=stop)
@@ -85,7 +86,8 @@ def work(
     stop: Stop | None = None,
 ) -> dict[str, Any]:
     """Do a run in a folder that is claimed; see `run`."""
-    finished = folder.held(config, resume)
+    stop = folder.asking(stop)
+    finished = led(lambda: folder.held(config, resume))
     if finished:
         return finished
     one = Run(config, cache, stop=stop)
@@ -111,7 +113,7 @@ def work(
     else:
         result = {"status": "finished", **found, **common}
     folder.own(RESULT)
-    storage.write_json(folder.path / RESULT, result)
+    led(lambda: storage.write_json(folder.path / RESULT, result))
     folder.drop(CHECKPOINTS)
     return result
 
@@ -120,7 +122,7 @@ def _trained(
     one: Run, folder: RunFolder, resume: bool, stop: Stop | None
 ) -> dict[str, Any]:
     place, selection = folder.path, Selection(one, folder)
-    whole = Checkpoints(place / CHECKPOINTS).latest() is None
+    whole = led(lambda: Checkpoints(place / CHECKPOINTS).latest() is None)
     start = time.perf_counter()
     folder.own(CHECKPOINTS, METRICS)
     state = train(
@@ -139,23 +141,29 @@ def _trained(
     last = jax.device_get(one.peft.combine(state.trainable, state.frozen))
     step, adapters = selection.chosen(last)
     folder.own(f"{ADAPTER}.json", f"{ADAPTER}.safetensors")
-    tensors, _ = files.save(place / ADAPTER, one.peft, adapters, one.base)
+    size = led(lambda: _saved(one, place / ADAPTER, adapters))
     scores = one.score(adapters, one.data.test)
     found: dict[str, Any] = {
         "scores": finite(scores),
         # Of a run that was interrupted nobody counted the first part.
         **({"seconds": time.perf_counter() - start} if whole else {}),
         "selected_step": step,
-        "adapter_bytes": tensors.stat().st_size,
+        "adapter_bytes": size,
         **costs.size(one.peft),
     }
     if one.config.get("measure"):
         folder.own(MERGED)
         found |= costs.merge(one, adapters, place / MERGED)
-        if not (place / MERGED).exists():
+        if found["merge_difference"] is None:
             folder.drop(MERGED)
         found |= costs.step_time(one)
     return found
+
+
+def _saved(one: Run, place: Path, adapters: Any) -> int:
+    """Leave the adapter's files; return the bytes of its arrays."""
+    tensors, _ = files.save(place, one.peft, adapters, one.base)
+    return storage.size(tensors)
 
 
 @cli.command

@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.measure import bound, plain
+from experiments.meshes import accumulate_of, mesh_of
 from experiments.optimizer import optimizer
 from experiments.records import digest
-from peftjax.parallel.mesh import make_mesh
 from peftjax.parallel.sharding import replicated
 from peftjax.training.evaluation import make_eval
 from peftjax.training.state import TrainState, fresh_state
@@ -63,7 +63,7 @@ class ProgramCache:
     """The programs of the runs of a table.
 
     Args:
-        mesh: of all programs; by default all devices.
+        mesh: of all programs; by default what each configuration says.
         update_frozen: of a planned model, what moves its frozen leaves, as `make_step`
             takes it.
     """
@@ -73,7 +73,7 @@ class ProgramCache:
         mesh: Any = None,
         update_frozen: Callable[[pj.Peft], UpdateFrozen] | None = None,
     ):
-        self.mesh = make_mesh() if mesh is None else mesh
+        self.mesh = mesh
         self.update_frozen = update_frozen
         self._programs: dict[Any, Programs] = {}
         self._frozen: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
@@ -81,14 +81,15 @@ class ProgramCache:
     def of(self, config: ConfigDict, outline: Outline) -> Programs:
         """Return the programs of a run; weights, seed and rate are arguments."""
         method = digest(config.rules, _shape_of(config.optim))
-        key = outline.model, outline.loss, method
+        mesh = mesh_of(config) if self.mesh is None else self.mesh
+        key = outline.model, outline.loss, method, mesh, accumulate_of(config)
         if key not in self._programs:
             if any(other[2] != method for other in self._programs):
                 self._programs.clear()  # tables go method by method; keep memory flat
-            self._programs[key] = self._compiled(config, outline)
+            self._programs[key] = self._compiled(config, outline, mesh)
         return self._programs[key]
 
-    def _compiled(self, config: ConfigDict, outline: Outline) -> Programs:
+    def _compiled(self, config: ConfigDict, outline: Outline, mesh: Any) -> Programs:
         model, example = outline.model, outline.example
         rules = dict(config.rules)
         peft = pj.adapt(model.apply, outline.abstract(), *example, rules=rules)
@@ -99,12 +100,20 @@ class ProgramCache:
                 plain(model, outline.outputs),
             )
         update_frozen = self.update_frozen and self.update_frozen(peft)
-        descent, mesh = optimizer(config.optim, 2, 1), self.mesh
+        descent = optimizer(config.optim, 2, 1)
+        step = make_step(
+            peft,
+            descent,
+            outline.loss,
+            mesh,
+            accumulate=accumulate_of(config),
+            update_frozen=update_frozen,
+        )
         return Programs(
             peft,
             mesh,
             starter(peft, descent, mesh),
-            make_step(peft, descent, outline.loss, mesh, update_frozen=update_frozen),
+            step,
             make_eval(peft, outline.outputs, mesh),
             *self._frozen[frozen],
         )

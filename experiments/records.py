@@ -16,10 +16,11 @@ import msgspec
 from ml_collections import ConfigDict
 
 from peftjax.core.method import Method
+from peftjax.data.pipeline import ORDER
 from peftjax.hub.describe import describe
 
 # What names a run, or says where it lies, and does not change its outcome.
-NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid")
+NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid", "parallel")
 # Of the paths, those that do: other weights.
 WEIGHTS = ("model", "package", "start")
 NAMES = ("name", "task", "method", "seed")
@@ -54,10 +55,11 @@ def settings(config: Any) -> dict[str, Any]:
 def identity(config: Any) -> dict[str, Any]:
     """Return what tells a run from every other, by path, `optim.lr` for one.
 
-    A run's own and that of the `config` in its result are equal.
+    The order of its batches is among it. A run's own and that of the `config` in its
+    result are equal.
     """
     names = {key: config[key] for key in NAMES}
-    return _flat(plain({**names, **settings(config)}))
+    return _flat(plain({**names, "order": ORDER, **settings(config)}))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,12 +10,15 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments import checks, tasks
+from experiments.meshes import accumulate_of, check_batch, padded
 from experiments.optimizer import numbers
 from experiments.programs import ProgramCache
 from experiments.tasks.task import Data, Outline, reading
 from experiments.workdir import RESULT, read_result
+from peftjax import storage
 from peftjax.data.pipeline import eval_batches, train_batches
 from peftjax.hub import files
+from peftjax.parallel.sharding import own_rows
 from peftjax.training.evaluation import evaluate
 from peftjax.training.loop import NonFiniteLoss
 
@@ -53,6 +55,8 @@ class Run:
         )
         self.base = family.base(config, self.outline, stop)
         self.programs = (cache or ProgramCache()).of(config, self.outline)
+        batch, mesh = config.train.batch, self.programs.mesh
+        check_batch("train.batch", batch, mesh, accumulate_of(config))
         self.peft = self.programs.peft
         self.sharded = self.programs.step.shard_base(self.base)
 
@@ -71,11 +75,14 @@ class Run:
             self.config.train.batch,
             seed=self.config.seed if seed is None else seed,
             lengths=self.data.lengths,
+            part=own_rows(self.programs.mesh, self.config.train.batch),
         )
 
     def outputs(self, adapters: Any, split: Mapping[str, Any]) -> Any:
         """Return logits or scores `[N, ...]` of a split."""
-        batches = eval_batches(split, self.config.train.eval_batch)
+        mesh = self.programs.mesh
+        size = padded(self.config.train.eval_batch, mesh)
+        batches = eval_batches(split, size, own_rows(mesh, size))
         found = evaluate(self.programs.eval_step, self.sharded, adapters, batches)
         return found["outputs"]
 
@@ -100,7 +107,7 @@ def _started(one: Run) -> Any:
             f"{config.name}, {one.config.task}: starts from the adapter of a run of "
             f"{config.task}: give --config.paths.start=RUN/adapter, or start=fresh"
         )
-    result = Path(place).with_name(RESULT)
+    result = storage.path(place).with_name(RESULT)
     if result.is_file() and read_result(result)["status"] == "failed":
         raise NonFiniteLoss(f"starts from {result.parent}, which failed")
     other: Outline = tasks.family(config).outline(config)

@@ -12,6 +12,7 @@ from experiments.documents import DamagedFile
 from experiments.run import Run
 from experiments.workdir import BEST, METRICS, RunFolder
 from peftjax.hub import files
+from peftjax.parallel.distributed import led
 from peftjax.training.metrics import read_metrics
 
 Evaluate = Callable[[Any], dict[str, float]]
@@ -46,13 +47,18 @@ class Selection:
             adapters = one.peft.combine(state.trainable, state.frozen)
             scores = one.score(adapters, split)
             if not self.last:
-                _, best = self.best(int(state.step) - 1)
-                if best is None or scores[one.outline.metric] > best:
-                    self.folder.own(f"{BEST}.json", f"{BEST}.safetensors")
-                    files.save(self.folder.path / BEST, one.peft, adapters, one.base)
+                step, score = int(state.step), scores[one.outline.metric]
+                led(lambda: self._keep(step, score, adapters))
             return {f"{name}_{key}": value for key, value in scores.items()}
 
         return evaluate
+
+    def _keep(self, step: int, score: float, adapters: Any) -> None:
+        """Save the adapters if they are the best so far."""
+        one, (_, best) = self.one, self.best(step - 1)
+        if best is None or score > best:
+            self.folder.own(f"{BEST}.json", f"{BEST}.safetensors")
+            files.save(self.folder.path / BEST, one.peft, adapters, one.base)
 
     def chosen(self, adapters: Any) -> tuple[int, Any]:
         """Return the step that is reported and its adapters.
@@ -63,7 +69,7 @@ class Selection:
         one = self.one
         if self.last:
             return one.steps, adapters
-        step, _ = self.best(one.steps)
+        step, _ = led(lambda: self.best(one.steps))
         return step or one.steps, files.load(
             self.folder.path / BEST, one.peft, one.base
         )

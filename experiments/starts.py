@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.plan import folder
 from experiments.workdir import ADAPTER, RESULT
+from peftjax import storage
 
 
 class NothingToStartFrom(FileNotFoundError):
@@ -61,7 +62,7 @@ def missing(workdir: Path, configs: Sequence[ConfigDict]) -> list[str]:
     planned = {folder(workdir, config) for config in configs}
     return [
         f"{config.task}, {config.method}, seed {config.seed}: starts from the adapter "
-        f"of {config.start_from}, {Path(config.paths.start).parent}, which is not "
+        f"of {config.start_from}, {_result(config).parent}, which is not "
         f"there: add {config.start_from} to --tasks, give --config.paths.start="
         "RUN/adapter, or start=fresh"
         for config in configs
@@ -70,4 +71,4 @@ def missing(workdir: Path, configs: Sequence[ConfigDict]) -> list[str]:
 
 
 def _result(config: ConfigDict) -> Path:
-    return Path(config.paths.start).with_name(RESULT)
+    return storage.path(config.paths.start).with_name(RESULT)

@@ -3,24 +3,27 @@
 A folder is a run's only if its `settings.json` says so. It is written first, and names
 the run's settings and every file that the run has made or is about to. Nothing else is
 ever replaced or deleted: where a file of another owner is in the way, the run refuses.
-One process at a time works in a folder.
+One job at a time works in a folder; of its processes the first one writes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from experiments import documents
+from experiments.claims import Busy as Busy
 from experiments.claims import claim
 from experiments.documents import DamagedFile
+from experiments.leases import Check
+from experiments.preemption import Stop
 from experiments.records import identity
 from peftjax import storage
+from peftjax.parallel.distributed import is_main, led
 
 PLAN, SETTINGS, RESULT = "plan.json", "settings.json", "result.json"
 METRICS, CHECKPOINTS, MERGED = "metrics.jsonl", "checkpoints", "merged.safetensors"
@@ -42,12 +45,12 @@ class ForeignFile(FileExistsError):
     """A file is in the way that is not the run's."""
 
 
-class Busy(OSError):
-    """Another process is at the run."""
-
-
 class RunFolder:
     """The folder of one run.
+
+    Args:
+        path: of the folder.
+        check: raises `Lost` where the run is no longer ours; asked before any change.
 
     Raises:
         ForeignFile: its `settings.json` is not a run's, or a file that runs write is
@@ -55,11 +58,12 @@ class RunFolder:
         DamagedFile: `settings.json` is.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, check: Check | None = None):
         self.path = path
+        self.check: Check = check or (lambda: None)
         self.settings: dict[str, Any] | None = None
         self.files: set[str] = set()
-        if (path / SETTINGS).exists():
+        if SETTINGS in storage.names(path) and (path / SETTINGS).exists():
             self.settings, self.files = _manifest(path / SETTINGS)
         self._refuse(FILES)
 
@@ -90,6 +94,15 @@ class RunFolder:
         self.settings = _settings(config)
         self.own(SETTINGS)
 
+    def asking(self, stop: Stop | None) -> Stop:
+        """Return `stop`; the run is first asked whether it is ours yet."""
+
+        def ask() -> bool:
+            self.check()
+            return stop is not None and stop()
+
+        return ask
+
     def own(self, *names: str) -> None:
         """Note that files are the run's, before they are written.
 
@@ -104,12 +117,9 @@ class RunFolder:
     def drop(self, *names: str) -> None:
         """Delete files, those of them that are the run's."""
         dropped = [name for name in names if name in self.files]
-        for name in dropped:
-            path = self.path / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        self.check()
+        for name in dropped if is_main() else ():
+            storage.remove(self.path / name)
         self.files -= set(dropped)
         if dropped and SETTINGS not in dropped:
             self._note()
@@ -122,16 +132,18 @@ class RunFolder:
             self.drop(name)
 
     def _note(self) -> None:
+        self.check()
         facts = {"settings": self.settings, "files": sorted(self.files)}
-        storage.write_json(self.path / SETTINGS, {"kind": KIND, **facts})
+        if is_main():
+            storage.write_json(self.path / SETTINGS, {"kind": KIND, **facts})
 
     def _refuse(self, names: tuple[str, ...]) -> None:
+        present = storage.names(self.path) if names and is_main() else set()
         for name in names:
-            path = self.path / name
-            if name not in self.files and (path.exists() or path.is_symlink()):
+            if name in present and name not in self.files:
                 raise ForeignFile(
-                    f"{path}: not a file of a run of this folder, and a run would "
-                    "replace it: move it, or choose another --workdir"
+                    f"{self.path / name}: not a file of a run of this folder, and a "
+                    "run would replace it: move it, or choose another --workdir"
                 )
 
     def _compare(self, own: Mapping[str, Any]) -> None:
@@ -145,18 +157,31 @@ class RunFolder:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[RunFolder]:
+def claimed(path: Path, *, wait: bool = False) -> Iterator[RunFolder]:
     """Yield a run's folder that is ours alone until the end of the block.
+
+    Args:
+        path: of the folder.
+        wait: as `claim` takes it.
 
     Raises:
         Busy: another process is at it.
         ForeignFile, DamagedFile: as `RunFolder`; then nothing is left in the folder.
     """
-    RunFolder(path)  # a lock file is no guest in a folder of something else
-    with claim(path) as ours:
-        if not ours:
+    with ExitStack() as stack:
+        check: Check | None = None
+
+        def ours() -> bool:
+            nonlocal check
+            RunFolder(path)  # a lock file is no guest in a folder of something else
+            check = stack.enter_context(claim(path, wait=wait))
+            return check is not None
+
+        if not led(ours):
             raise Busy(f"{path}: another process is at this run")
-        yield RunFolder(path)
+        folder = RunFolder(path, check)
+        led(lambda: None)  # all have read before one writes
+        yield folder
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

@@ -3,48 +3,22 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from peftjax import methods
 from peftjax.convert import to_glora, to_lora
 from peftjax.core.affine import NotMergeable
 from peftjax.core.bank import bank
 from peftjax.core.method import Layer, Method, dropout
 from peftjax.core.peft import Peft, adapt
-from peftjax.methods import (
-    HRA,
-    IA3,
-    OFT,
-    SSF,
-    Composition,
-    DoRA,
-    Full,
-    GLoRA,
-    GLoRASupernet,
-    Hydra,
-    HydraLoRA,
-    LoKr,
-    LoRA,
-)
+from peftjax.methods import *  # noqa: F403 (its list of names is the methods')
 
 if TYPE_CHECKING:
     from peftjax.nnx import from_nnx, to_nnx
 
 __all__ = [
-    "Composition",
-    "DoRA",
-    "Full",
-    "GLoRA",
-    "GLoRASupernet",
-    "HRA",
-    "Hydra",
-    "HydraLoRA",
-    "IA3",
     "Layer",
-    "LoKr",
-    "LoRA",
     "Method",
     "NotMergeable",
-    "OFT",
     "Peft",
-    "SSF",
     "adapt",
     "bank",
     "dropout",
@@ -53,6 +27,7 @@ __all__ = [
     "to_lora",
     "to_nnx",
 ]
+__all__ += methods.__all__
 
 __version__ = "0.2.0.dev0"
 

@@ -24,20 +24,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from peftjax import methods
 from peftjax.core.method import Method
-from peftjax.methods.composition import Composition
-from peftjax.methods.dora import DoRA
 from peftjax.methods.full import Full
-from peftjax.methods.glora import GLoRA
-from peftjax.methods.glora_supernet import GLoRASupernet
-from peftjax.methods.hra import HRA
-from peftjax.methods.hydra import Hydra
-from peftjax.methods.hydralora import HydraLoRA
 from peftjax.methods.ia3 import IA3
-from peftjax.methods.lokr import LoKr
-from peftjax.methods.lora import LoRA
-from peftjax.methods.oft import OFT
-from peftjax.methods.ssf import SSF
 from peftjax.models.families import FAMILIES
 from peftjax.models.family import Family, Placements
 
@@ -48,18 +38,18 @@ _EVERY = ("query", "key", "value", "output", "gate", "up", "down")
 _LORA = ("query", "value")
 # Method -> the parts, by `Placements.like` where they differ ("" for the others).
 _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
-    LoRA: {"": _LORA},
-    DoRA: {"": _LORA},
-    LoKr: {"": _EVERY},
-    Composition: {"": _LORA},
-    Hydra: {"": ("down",), "vit": ("output", "down")},
-    HydraLoRA: {"": ("gate", "up", "down")},
-    GLoRA: {"": _EVERY, "llama": _LORA},
-    GLoRASupernet: {"": _EVERY, "llama": _LORA},
-    HRA: {"": _EVERY, "llama": _LORA},
-    OFT: {"": _EVERY, "llama": _LORA},
-    IA3: {"": ("key", "value", "down")},
-    SSF: {"": _EVERY, "vit": (*_EVERY, "patches")},
+    methods.LoRA: {"": _LORA},
+    methods.DoRA: {"": _LORA},
+    methods.LoKr: {"": _EVERY},
+    methods.Composition: {"": _LORA},
+    methods.Hydra: {"": ("down",), "vit": ("output", "down")},
+    methods.HydraLoRA: {"": ("gate", "up", "down")},
+    methods.GLoRA: {"": _EVERY, "llama": _LORA},
+    methods.GLoRASupernet: {"": _EVERY, "llama": _LORA},
+    methods.HRA: {"": _EVERY, "llama": _LORA},
+    methods.OFT: {"": _EVERY, "llama": _LORA},
+    methods.IA3: {"": ("key", "value", "down")},
+    methods.SSF: {"": _EVERY, "vit": (*_EVERY, "patches")},
 }
 
 
@@ -90,7 +80,7 @@ def rules(
         ValueError: the family, the baseline or a part is not known, or the method has
             no placement.
 
-    >>> list(rules("roberta", LoRA(rank=8, alpha=16.0)))
+    >>> list(rules("roberta", methods.LoRA(rank=8, alpha=16.0)))
     ['layers(_\\d+)?/(attention/query|attention/value)/kernel', 'classifier/.*']
     """
     record = _find(family)

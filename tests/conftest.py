@@ -32,6 +32,24 @@ def shared_data() -> Path:
     return Path(folder).resolve()
 
 
+@pytest.fixture(scope="session")
+def buckets():
+    """Serve buckets on this machine; return the folder `gs://runs`."""
+    from tests.helpers import bucket
+
+    with bucket.serving() as port:
+        os.environ |= bucket.settings(port)
+        from peftjax import storage
+
+        yield storage.path(f"gs://{bucket.BUCKET}")
+
+
+@pytest.fixture
+def bucket(buckets, request) -> Path:
+    """Return an empty folder of a bucket."""
+    return buckets / request.node.name
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
     """Keep the memory of a test process flat: no module uses another's programs."""

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "peftjax.core": (),
     "peftjax.errors": (),
-    "peftjax.storage": (),
+    "peftjax.storage": ("errors",),
     "peftjax.nnx": (),
     "peftjax.methods": ("core",),
     "peftjax.models": ("storage", "parallel", "data"),

@@ -23,6 +23,8 @@ from PIL import Image
 
 import peftjax as pj
 from experiments import cli
+from experiments.records import circumstances
+from peftjax import storage
 from peftjax.data import images
 from peftjax.data.pipeline import train_batches
 from peftjax.data.tokenizer import Tokens, columns
@@ -38,16 +40,24 @@ MINILM = BertConfig(
 )
 
 
+@cli.command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print; there are no flags."""
-    cli.Parser(__doc__, config=False).read(argv)
+    """Measure, print and write, as the command line says."""
+    parser = cli.Parser(__doc__, config=False)
+    parser.flag("--out", type=Path, help="JSON file to write")
+    options = parser.read(argv)
     draw = np.random.default_rng(0)
-    text_batch, image_batch = 32, 8
     with tempfile.TemporaryDirectory() as folder:
-        text = train_batches(_text(draw), text_batch, seed=0)
-        pictures = train_batches(_images(draw, Path(folder)), image_batch, seed=0)
-        _report("text, MiniLM-L6", text, text_batch, _text_step, 200)
-        _report("images, ViT-B/16", pictures, image_batch, _image_step, 10)
+        text = train_batches(_text(draw), 32, seed=0)
+        pictures = train_batches(_images(draw, Path(folder)), 8, seed=0)
+        result = {
+            "text, MiniLM-L6": _measured(text, 32, _text_step, 200),
+            "images, ViT-B/16": _measured(pictures, 8, _image_step, 10),
+        }
+    for name, found in result.items():
+        print(name, {key: float(f"{x:.3g}") for key, x in found.items()})
+    if options.out:
+        storage.write_json(options.out, {**result, **circumstances()})
 
 
 def _text(draw: np.random.Generator, examples: int = 4000) -> dict:
@@ -101,13 +111,13 @@ def _step(model, inputs, rules, batch) -> Callable[[dict], None]:
     return run
 
 
-def _report(
-    name: str,
+def _measured(
     data: Iterator[dict],
     batch_size: int,
     make: Callable[[dict], Callable[[dict], None]],
     count: int,
-) -> None:
+) -> dict[str, float]:
+    """Return examples per second, made and used, and their ratio."""
     start = time.perf_counter()
     batches = [next(data) for _ in range(count)]
     made = count * batch_size / (time.perf_counter() - start)
@@ -119,10 +129,7 @@ def _report(
     for batch in timed:
         step(batch)
     used = len(timed) * batch_size / (time.perf_counter() - start)
-    print(
-        f"{name}: {made:.0f} examples/s made, {used:.1f} examples/s used, "
-        f"ratio {made / used:.0f}"
-    )
+    return {"made_per_s": made, "used_per_s": used, "made_over_used": made / used}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from experiments import cli
+from experiments.benchmarks import memory
+from experiments.records import circumstances
+from peftjax import storage
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -37,14 +41,15 @@ CONFIG = {
 SHARDS = 3
 
 
+@cli.command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, help="where to write; default: temporary"
-    )
-    parser.add_argument("--scan", action="store_true", help="load stacked layers")
-    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
+    """Measure, print and write, as the command line says."""
+    parser = cli.Parser(__doc__, config=False)
+    parser.flag("--folder", type=Path, help="where to write; default: temporary")
+    parser.flag("--scan", action="store_true", help="load stacked layers")
+    parser.flag("--load", type=Path, help=argparse.SUPPRESS)
+    parser.flag("--out", type=Path, help="JSON file to write")
+    options = parser.read(argv)
     if options.load:
         print(json.dumps(measure(options.load, options.scan)))
         return
@@ -54,12 +59,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         command += ["--scan"] if options.scan else []
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = json.loads(out.splitlines()[-1])
+    found |= {"files": size, "peak_over_files": found["peak"] / size}
     print(f"{found['parameters']:,} parameters, files of {size / 1e9:.3f} GB")
     print(f"loaded in {found['seconds']:.1f} s")
     print(f"resident before loading {found['before'] / 1e9:.3f} GB")
-    print(
-        f"peak {found['peak'] / 1e9:.3f} GB = {found['peak'] / size:.3f} of the files"
-    )
+    times = found["peak_over_files"]
+    print(f"peak {found['peak'] / 1e9:.3f} GB = {times:.3f} of the files")
+    if options.out:
+        storage.write_json(options.out, {**found, **circumstances()})
 
 
 def measure(folder: Path, scan: bool) -> dict[str, float]:
@@ -69,7 +76,7 @@ def measure(folder: Path, scan: bool) -> dict[str, float]:
     import peftjax as pj
 
     jax.devices()
-    before = peak()
+    before = memory.peak()
     start = time.perf_counter()
     _, variables = pj.models.load(folder, scan_layers=scan)
     leaves = jax.block_until_ready(jax.tree.leaves(variables))
@@ -77,19 +84,8 @@ def measure(folder: Path, scan: bool) -> dict[str, float]:
         "parameters": sum(leaf.size for leaf in leaves),
         "seconds": time.perf_counter() - start,
         "before": before,
-        "peak": peak(),
+        "peak": memory.peak(),
     }
-
-
-def peak() -> int:
-    """Return the peak of this process's resident memory, file pages included."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # ru_maxrss would start at the peak of the process that wrote the files.
-        lines = status.read_text().splitlines()
-        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM"))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def write(folder: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from experiments import documents
 from experiments.documents import DamagedFile
 from experiments.workdir import PLAN, REMEDY, RESULT, read_result
+from peftjax import storage
 
 NAMES = ("task", "method", "seed")
 
@@ -86,7 +87,9 @@ def _order(first: Any, then: list[str]) -> dict[str, int]:
 
 def _run(workdir: Path, planned: Mapping[str, Any]) -> Run:
     place = workdir / planned["folder"]
-    if not place.resolve().is_relative_to(workdir.resolve()):  # by a link
+    if not storage.in_bucket(place) and not (
+        place.resolve().is_relative_to(workdir.resolve())  # by a link
+    ):
         raise DamagedFile(
             f"{workdir / PLAN}: {planned['folder']} leads out of {workdir}"
         )

@@ -84,7 +84,7 @@ def run(
     own = {**identity(config), **{f"search.{k}": v for k, v in chosen.items()}}
     _refuse_guests(workdir)  # before a lock file is written among them
     with claim(workdir) as ours:
-        if not ours:
+        if ours is None:
             raise Busy(f"{workdir}: another process is at this search")
         state = _begun(workdir, json.loads(json.dumps(own)), resume)
         if (workdir / RESULT).exists():
@@ -187,7 +187,7 @@ def _tested(
     return {
         "status": "finished",
         "scores": finite(fixed.score(adapters, fixed.data.test)),
-        "adapter_bytes": tensors.stat().st_size,
+        "adapter_bytes": storage.size(tensors),
         "data": list(fixed.data.fingerprints),
         **costs.size(fixed.peft),
     }

@@ -2,4 +2,5 @@
 
 from __future__ import annotations
 
+from experiments.table.devices import fill_by_device as fill_by_device
 from experiments.table.runs import fill as fill

@@ -12,6 +12,10 @@ compares the trainable parameters with the published counts and names what is mi
 A run that starts from another run's adapter takes that of its method and seed in
 WORKDIR. SIGTERM and Ctrl-C save a checkpoint after the present step, and the exit
 status is then 75: resume me.
+
+Of a job of several processes (`--coordinator` and so on; found by itself on Cloud TPU,
+under srun and mpirun) all do each run together, over all devices. With `--per-device`
+each device of the job does runs of its own: for runs that are too small for a pod.
 """
 
 from __future__ import annotations
@@ -28,16 +32,20 @@ from experiments import cli, outlook, report, starts, table
 from experiments.arguments import known
 from experiments.plan import plan
 from experiments.preemption import stop_on_signals
+from peftjax.parallel.distributed import led
 
 
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Fill a table and write it, as the command line says."""
-    start, options = time.perf_counter(), _parser().read(argv)
+    start, parser = time.perf_counter(), _parser()
+    options = parser.read(argv)
+    if options.force and options.per_device:
+        parser.error("--force and --per-device: give one of them")
     config = options.config.config()
     workdir = options.workdir or Path(f"runs/{config.name}")
     configs = starts.linked(workdir, _runs(config, options), options.config.config)
-    lacking = starts.missing(workdir, configs)
+    lacking = led(lambda: starts.missing(workdir, configs))
     if options.dry_run:
         outlook.show(configs, options.workdir)
         print(
@@ -47,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if lacking:
         raise starts.NothingToStartFrom(lacking[0])
     cli.keep_programs(config.paths.cache)
-    plan(config, workdir, configs, options.config.variant())
+    led(lambda: plan(config, workdir, configs, options.config.variant()))
     with stop_on_signals() as stop:
-        table.fill(workdir, configs, force=options.force, stop=stop)
-    report.write(workdir)
+        if options.per_device:
+            table.fill_by_device(workdir, configs, stop)
+        else:
+            table.fill(workdir, configs, force=options.force, stop=stop)
+    led(lambda: report.write(workdir))
     print(f"{time.perf_counter() - start:.0f} s")
 
 
@@ -65,6 +76,9 @@ def _parser() -> cli.Parser:
     )
     parser.flag("--seeds", type=cli.count, help="how many, from 0")
     parser.flag("--force", action="store_true", help="repeat finished runs")
+    parser.flag(
+        "--per-device", action="store_true", help="a run on each device at a time"
+    )
     parser.flag("--dry-run", action="store_true", help="build all, train nothing")
     return parser
 

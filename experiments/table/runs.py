@@ -11,10 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import finetune, search, starts
+from experiments.meshes import mesh_of
 from experiments.plan import folder
 from experiments.preemption import Stopped
 from experiments.programs import ProgramCache
 from experiments.workdir import RESULT, Busy, claimed
+from peftjax.parallel.distributed import any_of, led
 
 POLL_SECONDS = 5.0
 
@@ -27,7 +29,9 @@ def fill(
     cache: ProgramCache | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> None:
-    """Do all runs, beside other processes; return when all are done.
+    """Do all runs, beside other jobs; return when all are done.
+
+    The processes of a job do each run together.
 
     Args:
         workdir: of the table.
@@ -44,29 +48,29 @@ def fill(
             for one in [claims.enter_context(claimed(place)) for place in places]:
                 one.clear()
     while left:
-        busy = [one for one in left if not _done(workdir, one, cache, stop)]
+        busy = [one for one in left if not done(workdir, one, cache, stop)]
         if len(busy) == len(left):
             time.sleep(POLL_SECONDS)
         left = busy
 
 
-def _done(
+def done(
     workdir: Path,
     config: ConfigDict,
     cache: ProgramCache,
     stop: Callable[[], bool] | None,
 ) -> bool:
-    """Do the run unless it is done; return False where another process is at it.
+    """Do the run unless it is done; return False where another job is at it.
 
     Or at the run that it starts from.
     """
-    if stop is not None and stop():
+    if stop is not None and any_of(stop()):
         raise Stopped(f"{workdir}: stopped between runs; the same command resumes")
-    if not starts.ready(config):
+    if not led(lambda: starts.ready(config)):
         return False
     place = folder(workdir, config)
     name = f"{config.task}, {config.method}, seed {config.seed}"
-    before = (place / RESULT).exists()
+    before = led((place / RESULT).exists)
     try:
         result = _result(config, place, cache, stop)
     except Busy:
@@ -87,7 +91,7 @@ def _done(
 def _result(config: ConfigDict, place: Path, cache: ProgramCache, stop: Any) -> Any:
     """Do one run, or one search and what it found, and return its result."""
     if "search" in config:
-        options = {"resume": True, "mesh": cache.mesh, "stop": stop}
+        options = {"resume": True, "mesh": mesh_of(config), "stop": stop}
         return search.run(config, place, **options, **config.search)
     with claimed(place) as claim:
         return finetune.work(config, claim, resume=True, cache=cache, stop=stop)

@@ -7,8 +7,8 @@ every other run. Until it is done its checkpoints lie beside its file, under
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,18 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.claims import alone
+from experiments.meshes import check_batch, mesh_of
 from experiments.optimizer import numbers, optimizer
 from experiments.preemption import Stop
 from experiments.programs import starter
 from experiments.records import digest
 from experiments.tasks.task import abstract
+from peftjax import storage
 from peftjax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from peftjax.hub.tensors import load_tree, save_tree
 from peftjax.models.vit import ViT
-from peftjax.parallel.mesh import make_mesh
+from peftjax.parallel.distributed import led
+from peftjax.parallel.sharding import own_rows
 from peftjax.training.evaluation import evaluate, make_eval
 from peftjax.training.loop import train
 from peftjax.training.step import make_step
@@ -58,13 +61,25 @@ def pretrained(
         stop: asked after each step; True saves a checkpoint and raises `Preempted`.
     """
     key = digest(config.model, config.pretrain, config.data)
-    file = Path(config.paths.cache) / f"{config.name}-base-{key}.safetensors"
-    with alone(file, stop):
-        if not file.exists():
-            training = _Training(config.pretrain, model, example, loss, outputs)
+    file = storage.path(config.paths.cache) / f"{config.name}-base-{key}.safetensors"
+    with ExitStack() as stack:
+
+        def there() -> bool:
+            stack.enter_context(alone(file, stop))
+            return file.exists()
+
+        if not led(there):
+            mesh = mesh_of(config)
+            check_batch("pretrain.batch", config.pretrain.batch, mesh)
+            training = _Training(config.pretrain, mesh, model, example, loss, outputs)
             place = file.with_suffix(".training")
-            save_tree(file, training.run(*data(), place, stop))
-            shutil.rmtree(place)
+            variables = training.run(*data(), place, stop)
+
+            def write() -> None:
+                save_tree(file, variables)
+                storage.remove(place)
+
+            led(write)
             print(f"base model: written to {file}", flush=True)
     return load_tree(file, abstract(model, example))
 
@@ -74,6 +89,7 @@ class _Training:
     """The full fine-tuning of a fresh model; see `pretrained`."""
 
     settings: ConfigDict
+    mesh: Any
     model: ViT
     example: tuple[Any, ...]
     loss: Callable[..., jax.Array]
@@ -83,7 +99,7 @@ class _Training:
         self, examples: Arrays, validation: Arrays, place: Path, stop: Stop | None
     ) -> Any:
         """Return the trained variables."""
-        settings, mesh = self.settings, make_mesh()
+        settings, mesh = self.settings, self.mesh
         fresh = self._fresh()
         peft = pj.adapt(self.model.apply, fresh, *self.example, rules={".*": pj.Full()})
         epoch = steps_per_epoch(len(examples["label"]), settings.batch)
@@ -96,7 +112,12 @@ class _Training:
             step,
             start(settings.seed, base, numbers(settings, steps, epoch)),
             base,
-            train_batches(examples, settings.batch, seed=settings.seed),
+            train_batches(
+                examples,
+                settings.batch,
+                seed=settings.seed,
+                part=own_rows(mesh, settings.batch),
+            ),
             steps=steps,
             workdir=place,
             save_every=SAVE_STEPS,
@@ -104,7 +125,8 @@ class _Training:
             stop=stop,
         )
         adapters = jax.device_get(peft.combine(state.trainable, state.frozen))
-        batches = eval_batches(validation, settings.batch)
+        part = own_rows(mesh, settings.batch)
+        batches = eval_batches(validation, settings.batch, part)
         eval_step = make_eval(peft, self.outputs, mesh)
         logits = evaluate(eval_step, base, adapters, batches)["outputs"]
         accuracy = (logits.argmax(-1) == validation["label"]).mean()

@@ -21,6 +21,7 @@ import peftjax as pj
 from experiments.arguments import known
 from experiments.preemption import Stop
 from experiments.tasks.task import Data, Outline, held_out, take
+from peftjax import storage
 from peftjax.data import glue, source
 from peftjax.models.bert import Bert, BertConfig
 from peftjax.models.deberta import Deberta, DebertaConfig
@@ -98,7 +99,7 @@ def data(config: ConfigDict, choose: bool) -> Data:
 
 
 def count(config: ConfigDict) -> int | None:
-    if not Path(config.paths.data, "glue", config.task).is_dir():
+    if not (storage.path(config.paths.data) / "glue" / config.task).is_dir():
         return None
     try:
         opened = source.open_split(f"glue/{config.task}", "train", config.paths.data)
@@ -110,7 +111,7 @@ def count(config: ConfigDict) -> int | None:
 def model_folder(config: ConfigDict) -> Path:
     """Return the folder of the weights and the tokenizer."""
     if config.paths.model:
-        return Path(config.paths.model)
+        return storage.path(config.paths.model)
     if config.paths.get("package"):
         return packaged_model(config.paths.package)
     raise CheckpointError(
@@ -154,7 +155,7 @@ def _call(apply, batch, key):
 
 
 def _split(config: ConfigDict, split: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    folder = Path(config.paths.cache) / "tokens"
+    folder = storage.path(config.paths.cache) / "tokens"
     found = glue.tokenised(
         config.task,
         split,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ import peftjax as pj
 from experiments.preemption import Stop
 from experiments.tasks.from_scratch import pretrained
 from experiments.tasks.task import Data, Outline, with_new_head
+from peftjax import storage
 from peftjax.data import images, source, vtab
 from peftjax.models.files import CheckpointError
 from peftjax.models.vit import ViT
@@ -89,7 +89,7 @@ def count(config: ConfigDict) -> int | None:
     parts = ["train"]
     if config.selection != "best_on_validation":
         parts.append("val")
-    if not Path(config.paths.data).is_dir():
+    if not storage.path(config.paths.data).is_dir():
         return None
     try:
         return sum(len(_opened(config, config.task, part).labels) for part in parts)

@@ -25,6 +25,7 @@ from experiments.tasks.task import (
     reading,
     with_new_head,
 )
+from peftjax import storage
 from peftjax.data import folder
 from peftjax.data.splits import by_seed
 
@@ -74,7 +75,7 @@ def count(config: Any) -> int:
 
 def _place(config: Any) -> Path:
     """Return the folder of the task, or its npz file."""
-    place = Path(config.paths.data) / config.task
+    place = storage.path(config.paths.data) / config.task
     file = place.with_name(f"{place.name}.npz")
     return file if file.is_file() and not place.is_dir() else place
 

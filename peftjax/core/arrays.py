@@ -240,10 +240,18 @@ def _check_site(
                 f"{path}: expected floating numbers as {name!r}, found {value.dtype}"
             )
     found = {name: tuple(value.shape) for name, value in p.items()}
-    if wanted != found if not padded else wanted.keys() != found.keys():
+    if padded:
+        axes = [
+            {name: len(s) for name, s in sizes.items()} for sizes in (wanted, found)
+        ]
+        fits, remedy = axes[0] == axes[1], "adapter_ids takes adapters stacked by bank"
+    else:
+        fits = wanted == found
+        remedy = "make them with init or load them for these rules"
+    if not fits:
         raise ValueError(
             f"{path or 'shared'}: expected {whose}, {_listed(wanted)}; found "
-            f"{_listed(found)}; make them with init or load them for these rules"
+            f"{_listed(found)}; {remedy}"
         )
 
 

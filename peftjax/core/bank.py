@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ def bank(adapters: Sequence[Adapters]) -> dict[str, dict[str, jax.Array]]:
         The same tree, a first axis of `len(adapters)` on every array.
 
     Raises:
+        TypeError: anything but a sequence of trees of arrays.
         ValueError: no adapters, or adapters of different plans; path and shapes named.
 
     >>> one = {"fc/kernel": {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 4))}}
@@ -35,8 +36,13 @@ def bank(adapters: Sequence[Adapters]) -> dict[str, dict[str, jax.Array]]:
     >>> jax.tree.map(jnp.shape, bank([one, two]))
     {'fc/kernel': {'a': (2, 3, 2), 'b': (2, 2, 4)}}
     """
+    if not isinstance(adapters, Sequence):
+        kind = type(adapters).__name__
+        raise TypeError(f"bank: expected a sequence of adapters, found {kind}")
     if not adapters:
         raise ValueError("bank: expected at least one adapter, found none")
+    for index, one in enumerate(adapters):
+        _check_tree(index, one)
     first = _names(adapters[0])
     for index, other in enumerate(adapters):
         if differ := sorted(first ^ _names(other)):
@@ -51,6 +57,18 @@ def bank(adapters: Sequence[Adapters]) -> dict[str, dict[str, jax.Array]]:
         }
         for path, p in adapters[0].items()
     }
+
+
+def _check_tree(index: int, adapters: Any) -> None:
+    found = adapters.values() if isinstance(adapters, Mapping) else [adapters]
+    for p in found:
+        arrays = p.values() if isinstance(p, Mapping) else [p]
+        for array in arrays:
+            if not isinstance(p, Mapping) or not hasattr(array, "dtype"):
+                raise TypeError(
+                    f"bank: expected {{path: {{name: array}}}} as adapter {index}, "
+                    f"found {array!r:.80} in it"
+                )
 
 
 def _names(adapters: Adapters) -> set[tuple[str, str]]:

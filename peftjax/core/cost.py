@@ -147,17 +147,23 @@ def _notes(groups: dict[str, list[Site]]) -> list[str]:
     return lines
 
 
-def _totals(sites: Sequence[Site], parameters: int) -> str:
+def trainable(sites: Sequence[Site]) -> dict[str, int]:
+    """Return the trainable parameters by path; those that all share under `""`."""
     shared = {
-        name: shape
+        name: prod(shape)
         for site in sites
         for name, shape in site.arrays
         if name in site.method.shared and name not in site.method.frozen
     }
-    trainable = sum(site.trainable for site in sites) + sum(map(prod, shared.values()))
+    own = {site.path: site.trainable for site in sites}
+    return {**own, "": sum(shared.values())} if shared else own
+
+
+def _totals(sites: Sequence[Site], parameters: int) -> str:
+    total = sum(trainable(sites).values())
     return (
         f"{len(sites)} sites, {sum(not site.fast for site in sites)} merged; "
-        f"{trainable:,} trainable parameters, "
-        f"{100 * trainable / max(parameters, 1):.3f}% of {parameters:,}; "
+        f"{total:,} trainable parameters, "
+        f"{100 * total / max(parameters, 1):.3f}% of {parameters:,}; "
         f"{sum(site.flops for site in sites):,} FLOPs per example added"
     )

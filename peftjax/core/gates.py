@@ -53,6 +53,8 @@ def constant_gates(heads: Mapping[str, Any], gates: Any) -> dict[str, jax.Array]
     """
     if gates is None:
         return {}
+    if not heads and not isinstance(gates, Mapping):
+        raise ValueError("gates: expected None, for no site of the plan has gates")
     given = gates if isinstance(gates, Mapping) else dict.fromkeys(heads, gates)
     if given.keys() != heads.keys():
         missing = sorted(heads.keys() - given.keys())[:5]

@@ -282,6 +282,11 @@ class Peft:
             path: {**trainable.get(path, {}), **frozen.get(path, {})} for path in both
         }
 
+    @property
+    def trainable(self) -> dict[str, int]:
+        """Trainable parameters by path; those that all sites share under `""`."""
+        return cost.trainable(self.sites)
+
     def summary(self) -> str:
         """Return a table of the sites: shapes, parameters, FLOPs, fast or merged.
 

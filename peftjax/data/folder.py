@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from peftjax import storage
 from peftjax.data import source
 from peftjax.data.errors import DataError
 from peftjax.data.images import EXTENSIONS, Encoded, Images, Split, png, read_files
@@ -57,7 +58,7 @@ def read(path: str | os.PathLike[str], size: int) -> Pictures:
         FolderError: no class or only one, a class without images, or arrays that are
             no images and labels.
     """
-    path = Path(path)
+    path = storage.local(path)
     if path.is_dir():
         return _folder(path, size)
     if path.is_file():
@@ -81,7 +82,7 @@ def load(
     Raises:
         As `read`; FolderError too where there are too few images to split.
     """
-    found, name = read(path, size), Path(path).name
+    found, name = read(path, size), storage.path(path).name
     try:
         parts = by_seed(found.labels, found.classes, seed)
     except ValueError as error:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, Any]
 
 Last = Literal["drop", "pad"]
+ORDER = 2  # raised when a seed comes to mean another order
 WINDOW = 16
 READERS = 2  # threads that decode, each a batch
 
@@ -28,6 +29,7 @@ def train_batches(
     epochs: int | None = None,
     last: Last = "drop",
     lengths: np.ndarray | None = None,
+    part: np.ndarray | None = None,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Return shuffled batches `{name: [batch_size, ...]}`, epoch after epoch.
 
@@ -47,6 +49,10 @@ def train_batches(
             share a batch: each epoch's permutation is sorted within windows of
             `WINDOW` batches, and the order of the batches is drawn anew. Text then
             takes about half the padding.
+        part: which examples of each batch are read, by their places in it; by default
+            all. Of several processes each reads those that its devices hold
+            (`parallel.sharding.own_rows`); state, lengths and padding are those of the
+            whole batches.
 
     Raises:
         ValueError: arrays of different lengths, none, one named `"mask"` beside a mask
@@ -58,15 +64,11 @@ def train_batches(
     steps = steps_per_epoch(examples, batch_size, last)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs={epochs}: expected at least 1")
-    if lengths is None:
-        order = grain.MapDataset.range(examples).seed(seed).shuffle()
-        order = order.batch(batch_size, drop_remainder=last == "drop").repeat(epochs)
-    else:
-        grouped = _Grouped(np.asarray(lengths), batch_size, seed, steps)
-        order = grain.MapDataset.range(steps).repeat(epochs).map_with_index(grouped)
+    drawn = _Order(examples, batch_size, seed, steps, lengths)
+    order = grain.MapDataset.range(steps).repeat(epochs).map_with_index(drawn)
 
     def take(index: np.ndarray) -> dict[str, np.ndarray]:
-        return _take(arrays, index, batch_size if last == "pad" else None)
+        return _take(arrays, index, batch_size if last == "pad" else None, part)
 
     # One read per batch; what is in memory needs no threads that read ahead.
     in_memory = all(isinstance(x, np.ndarray | Ragged) for x in arrays.values())
@@ -75,33 +77,56 @@ def train_batches(
     return iter(order.map(take).to_iter_dataset(options))
 
 
-class _Grouped:
-    """The examples of each batch, those of like length together, epoch after epoch."""
+class _Order:
+    """The examples of each batch, epoch after epoch; see `train_batches`."""
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, steps: int):
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+    def __init__(
+        self,
+        examples: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        lengths: np.ndarray | None,
+    ):
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.steps = steps
+        self.lengths = None if lengths is None else np.asarray(lengths)
         self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
 
     def __call__(self, number: int, _: Any) -> np.ndarray:
         return self.epoch(number // self.steps)[number % self.steps]
 
     def _epoch(self, number: int) -> list[np.ndarray]:
-        draw = np.random.default_rng((self.seed, number))
+        # NumPy keeps these bits from version to version, unlike its permutations.
+        bits = np.random.Philox(np.random.SeedSequence((self.seed, number)))
         # Without the remainder: which examples an epoch leaves out is drawn, too.
-        order = draw.permutation(len(self.lengths))[: self.steps * self.batch_size]
-        window = WINDOW * self.batch_size
-        windows = [order[i : i + window] for i in range(0, len(order), window)]
-        parts = [
-            rows[np.argsort(self.lengths[rows], kind="stable")] for rows in windows
-        ]
-        rows = np.concatenate(parts)
-        starts = draw.permutation(range(0, len(rows), self.batch_size))
+        drawn = np.argsort(bits.random_raw(self.examples), kind="stable")
+        rows = drawn[: self.steps * self.batch_size]
+        starts = np.arange(0, len(rows), self.batch_size)
+        if self.lengths is not None:
+            rows = self._grouped(rows)
+            starts = starts[np.argsort(bits.random_raw(len(starts)), kind="stable")]
         return [rows[i : i + self.batch_size] for i in starts]
 
+    def _grouped(self, rows: np.ndarray) -> np.ndarray:
+        """Sort by length within windows."""
+        assert self.lengths is not None
+        window = WINDOW * self.batch_size
+        windows = [rows[i : i + window] for i in range(0, len(rows), window)]
+        return np.concatenate(
+            [own[np.argsort(self.lengths[own], kind="stable")] for own in windows]
+        )
 
-def eval_batches(arrays: Arrays, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+
+def eval_batches(
+    arrays: Arrays, batch_size: int, part: np.ndarray | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Return all examples once, in order, in padded batches with a `"mask"`.
+
+    Args:
+        arrays: as of `train_batches`.
+        batch_size: examples per batch.
+        part: as of `train_batches`.
 
     >>> batches = eval_batches({"x": np.arange(3)}, 2)
     >>> [(batch["x"].tolist(), batch["mask"].tolist()) for batch in batches]
@@ -111,7 +136,7 @@ def eval_batches(arrays: Arrays, batch_size: int) -> Iterator[dict[str, np.ndarr
     steps_per_epoch(examples, batch_size, "pad")
     starts = range(0, examples, batch_size)
     rows = (np.arange(i, min(i + batch_size, examples)) for i in starts)
-    return (_take(arrays, index, batch_size) for index in rows)
+    return (_take(arrays, index, batch_size, part) for index in rows)
 
 
 def steps_per_epoch(examples: int, batch_size: int, last: Last = "drop") -> int:
@@ -145,10 +170,20 @@ def _length(arrays: Arrays, masked: bool) -> int:
     return next(iter(lengths.values()))
 
 
-def _take(arrays: Arrays, index: np.ndarray, size: int | None):
+def _take(arrays: Arrays, index: np.ndarray, size: int | None, part: Any):
     """Gather rows; pad them to `size`, with a mask, where that is given."""
-    if size is None:
-        return {name: array[index] for name, array in arrays.items()}
-    mask = (np.arange(size) < len(index)).astype(np.float32)
-    index = np.concatenate([index, np.repeat(index[:1], size - len(index))])
-    return {name: array[index] for name, array in arrays.items()} | {"mask": mask}
+    mask = {}
+    if size is not None:
+        mask["mask"] = (np.arange(size) < len(index)).astype(np.float32)
+        index = np.concatenate([index, np.repeat(index[:1], size - len(index))])
+    if part is None:
+        return {name: array[index] for name, array in arrays.items()} | mask
+    rows = {name: _part(array, index, part) for name, array in arrays.items()}
+    return rows | {name: column[part] for name, column in mask.items()}
+
+
+def _part(array: Any, index: np.ndarray, part: np.ndarray) -> np.ndarray:
+    # As long as the longest row of the whole batch: one shape on all processes.
+    if isinstance(array, Ragged):
+        return array.part(index, part)
+    return array[index[part]]

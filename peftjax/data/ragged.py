@@ -53,9 +53,14 @@ class Ragged:
         return np.diff(self.starts)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        first = self.starts[:-1][rows][:, None]
-        lengths = self.starts[1:][rows][:, None] - first
-        bucket = np.searchsorted(self.buckets, lengths.max(initial=0))
+        return self.part(rows, slice(None))
+
+    def part(self, rows: Any, which: Any) -> np.ndarray:
+        """Return `self[rows][which]`; no row is read that is not in it."""
+        longest = (self.starts[1:][rows] - self.starts[:-1][rows]).max(initial=0)
+        bucket = np.searchsorted(self.buckets, longest)
+        first = self.starts[:-1][rows][which][:, None]
+        lengths = self.starts[1:][rows][which][:, None] - first
         offset = np.arange(int(self.buckets[bucket]))
         inside = offset < lengths
         taken = self.values.take(np.where(inside, first + offset, 0), mode="clip")

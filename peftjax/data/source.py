@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from peftjax import storage
 from peftjax.data import tfds_folder
 from peftjax.data.errors import DataError
 from peftjax.errors import brief
@@ -116,6 +117,7 @@ def open_split(
             random access, or the split is empty.
     """
     library = tfds()
+    data_dir = _here(name, data_dir)
     if download:
         _download(library, name, data_dir)
     builder = _prepared(name, data_dir)
@@ -155,6 +157,7 @@ def splits(
 ) -> tuple[str, ...]:
     """Return the splits that `data_dir` holds of a data set; none if it is absent."""
     tfds()
+    data_dir = _here(name, data_dir)
     try:
         builder = _prepared(name, data_dir)
     except MissingData:
@@ -211,23 +214,33 @@ def _naming(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _here(
+    name: str, data_dir: str | os.PathLike[str] | None
+) -> str | os.PathLike[str] | None:
+    """Return a local data folder, with a copy of the data set if it is in a bucket."""
+    return data_dir and storage.mirrored(data_dir, name.partition(":")[0])
+
+
 def _prepared(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     from tensorflow_datasets.core import read_only_builder, registered
     from tensorflow_datasets.core.utils import file_utils
 
     relative = name.partition(":")[0]
+    where = storage.absolute(data_dir) if data_dir else "TFDS's default data folder"
+    absent = MissingData(f"{name} is not in {where}: {_PREPARE}")
+    if data_dir and storage.in_bucket(storage.path(data_dir)):
+        raise absent  # what is there was copied
     for root in file_utils.list_data_dirs(given_data_dir=data_dir):
         tfds_folder.check(Path(root) / relative)
     # From files, never from the code of a builder: the code of some is not registered
     # before its module is imported, and a version other than its own is not found.
-    where = Path(data_dir).absolute() if data_dir else "TFDS's default data folder"
     try:
         with _naming(Path(data_dir or "") / relative):
             return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except DataError as error:
         if not isinstance(error.__cause__, registered.DatasetNotFoundError):
             raise
-        raise MissingData(f"{name} is not in {where}: {_PREPARE}") from error.__cause__
+        raise absent from error.__cause__
 
 
 def _download(library: Any, name: str, data_dir: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from peftjax import storage
 from peftjax.data.errors import DataError
 from peftjax.data.source import MissingData
 
@@ -44,11 +45,11 @@ def find(folder: str | os.PathLike[str], name: str) -> Path:
         MissingData: there is none.
         TableError: there are several.
     """
-    tried = [Path(folder) / f"{name}{suffix}" for suffix in READERS]
+    tried = [storage.path(folder) / f"{name}{suffix}" for suffix in READERS]
     found = [path for path in tried if path.is_file()]
     if not found:
         raise MissingData(
-            f"{Path(folder) / name}: no such table; expected {', '.join(READERS)}"
+            f"{folder}/{name}: no such table; expected {', '.join(READERS)}"
         )
     if len(found) > 1:
         raise TableError(f"{found[0]}: {found[1].name} is there too; remove one")
@@ -69,9 +70,10 @@ def read(path: str | os.PathLike[str], text: Sequence[str], label: str) -> Texts
             than two classes, or a damaged file.
         ImportError: a parquet file, and pyarrow is absent.
     """
-    path = Path(path)
+    path = storage.path(path)
     if not path.is_file():
         raise MissingData(f"{path}: no such table")
+    path = storage.local(path)
     if path.suffix not in READERS:
         raise TableError(f"{path}: expected a file {', '.join(READERS)}")
     columns: dict[str, list[str]] = {name: [] for name in (*text, label)}

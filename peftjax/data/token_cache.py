@@ -48,13 +48,13 @@ def cached(
     if folder is None:
         return compute()
     name = hashlib.sha256(repr((_LAYOUT, *key)).encode()).hexdigest()[:32]
-    path = Path(folder) / f"tokens-{name}.npz"
+    path = storage.path(folder) / f"tokens-{name}.npz"
     if not path.exists():
         entry = compute()
         _write(path, entry)
         return entry
     try:
-        return _read(path)
+        return _read(storage.local(path))
     except DataError as error:
         raise DataError(f"{error}; delete it, and it is made again") from error
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from peftjax import storage
 from peftjax.data.errors import DataError
 from peftjax.data.ragged import Ragged
 from peftjax.data.spm import from_spm
@@ -85,7 +86,7 @@ def _naming(file: Path) -> Iterator[None]:
 
 def tokenizer_file(path: str | os.PathLike[str]) -> Path:
     """Return the `tokenizer.json` or `spm.model` of a folder, or the file itself."""
-    file = Path(path)
+    file = storage.path(path)
     if file.is_dir():
         found = [file / name for name in _FILES if (file / name).is_file()]
         file = found[0] if found else file / _FILES[0]
@@ -94,7 +95,8 @@ def tokenizer_file(path: str | os.PathLike[str]) -> Path:
             f"{file}: no such file; expected the tokenizer.json of the model, or its "
             "spm.model"
         )
-    return file
+    storage.mirrored(file.parent, "tokenizer_config.json")  # is looked for beside it
+    return storage.local(file)
 
 
 def pad_id(tokenizer: Tokenizer) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from peftjax import storage
 from peftjax.data.errors import DataError, read_text
 from peftjax.data.source import MissingData
 
@@ -17,7 +18,7 @@ SPLITS = ("train800", "val200", "train800val200", "test")
 
 def is_folder(root: str | os.PathLike[str], task: str) -> bool:
     """Return whether `root` holds the task in this layout."""
-    return (Path(root) / task / "train800.txt").is_file()
+    return (storage.path(root) / task / "train800.txt").is_file()
 
 
 def read(root: str | os.PathLike[str], task: str, split: str) -> list[tuple[Path, int]]:
@@ -32,7 +33,7 @@ def read(root: str | os.PathLike[str], task: str, split: str) -> list[tuple[Path
         MissingData: the list, or an image that it names, is absent.
         DataError: a line is malformed or leaves the folder, or the list is empty.
     """
-    folder = Path(root) / task
+    folder = storage.mirrored(root, task) / task
     listing = folder / f"{split}.txt"
     if not listing.is_file():
         raise MissingData(

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from peftjax import storage
 from peftjax.core.method import Method
 from peftjax.hub.describe import describe, restore
 from peftjax.hub.facts import Facts, SiteFacts, check_facts, read_facts, write_facts
@@ -160,7 +161,7 @@ def read_rules(
 
 def _pair(path: PathLike) -> tuple[Path, Path]:
     name = os.fspath(path).removesuffix(".safetensors")
-    return Path(f"{name}.safetensors"), Path(f"{name}.json")
+    return storage.path(f"{name}.safetensors"), storage.path(f"{name}.json")
 
 
 def _check_pair(tensors_file: Path, facts_file: Path, facts: Facts) -> None:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peftjax import storage
 from peftjax.core.paths import flatten
 from peftjax.models.files import CheckpointError, finite, open_tensors
-from peftjax.storage import replacing
 
 PathLike = str | os.PathLike[str]
 _SHOWN = 8
@@ -30,9 +30,9 @@ def save_tree(path: PathLike, variables: Any) -> Path:
     """
     paths, leaves, _ = flatten(variables)
     tensors = {name: leaf for name, leaf in zip(paths, leaves) if name is not None}
-    with replacing(path) as new:
+    with storage.replacing(path) as new:
         write(new, tensors)
-    return Path(path)
+    return storage.path(path)
 
 
 def load_tree(path: PathLike, like: Any) -> Any:
@@ -45,7 +45,7 @@ def load_tree(path: PathLike, like: Any) -> Any:
     """
     paths, leaves, structure = flatten(like)
     expected = {name: leaf for name, leaf in zip(paths, leaves) if name is not None}
-    tensors = read(Path(path), expected)
+    tensors = read(storage.path(path), expected)
     new = [leaf if name is None else tensors[name] for name, leaf in zip(paths, leaves)]
     return jax.tree.unflatten(structure, new)
 

@@ -15,19 +15,20 @@ from peftjax.methods.lora import LoRA
 from peftjax.methods.oft import OFT
 from peftjax.methods.ssf import SSF
 
-# The order is that of the README's table.
-ALL: tuple[type[Method], ...] = (
-    LoRA,
-    DoRA,
-    LoKr,
-    Hydra,
-    HydraLoRA,
-    GLoRA,
-    GLoRASupernet,
-    HRA,
-    Composition,
-    OFT,
-    IA3,
-    SSF,
-    Full,
-)
+# The names that `peftjax` has too, in the order of the README's table.
+__all__ = [
+    "LoRA",
+    "DoRA",
+    "LoKr",
+    "Hydra",
+    "HydraLoRA",
+    "GLoRA",
+    "GLoRASupernet",
+    "HRA",
+    "Composition",
+    "OFT",
+    "IA3",
+    "SSF",
+    "Full",
+]
+ALL: tuple[type[Method], ...] = tuple(globals()[name] for name in __all__)

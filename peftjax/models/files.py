@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from peftjax import storage
+
 PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".msgpack", ".h5")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -69,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
             holds another JSON value.
     """
     try:
-        if (size := path.stat().st_size) > _LARGEST_JSON:
+        if (size := storage.size(path)) > _LARGEST_JSON:
             raise CheckpointError(
                 f"{path}: expected JSON of at most {_LARGEST_JSON} bytes, found {size}"
             )
@@ -144,10 +146,10 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
             or does not agree with the index.
     """
     if path.suffix == ".npz":
-        return _open_npz(path)
+        return _open_npz(storage.local(path))
     if path.name.endswith(".index.json"):
         return _open_index(path)
-    return _open_safetensors(path)
+    return _open_safetensors(storage.local(path))
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -167,7 +169,7 @@ def _reading(path: Path, what: str = "file") -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        size = path.stat().st_size if path.is_file() else 0
+        size = storage.size(path) if path.is_file() else 0
         raise CheckpointError(
             f"{path}: cannot read the {what}: {error or type(error).__name__} "
             f"(the file has {size} bytes); it is truncated, damaged or of another "
@@ -228,7 +230,7 @@ def _open_index(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: the shard {shard} is not in {path.parent}; fetch it again"
             )
-        found = _open_safetensors(path.parent / shard)
+        found = _open_safetensors(storage.local(path.parent / shard))
         listed = {name for name, file in shards.items() if file == shard}
         if listed ^ found.keys():
             raise CheckpointError(

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
+from peftjax import storage
 from peftjax.models.families import file_head, recognise
 from peftjax.models.family import NOTHING, Checkpoint, Family, Head
 from peftjax.models.files import (
@@ -95,7 +96,7 @@ def load(
 
 
 def _resolve(path_or_name: str | os.PathLike[str]) -> Path:
-    path = Path(path_or_name).expanduser()
+    path = storage.path(path_or_name).expanduser()
     name = str(path_or_name)
     if path.exists() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         return path

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from peftjax import storage
 from peftjax.models.families import family_of
 from peftjax.models.family import Family, Model
 from peftjax.models.files import INDEX, WEIGHTS, read_json
@@ -68,18 +69,18 @@ def save(
     pieces = _pieces(family, model, params)
     config = _config(family, model, params, channels)
     if source is not None:
-        config = _with_labels(read_json(Path(source) / "config.json"), config)
+        config = _with_labels(read_json(storage.path(source) / "config.json"), config)
     with replacing_folder(path) as folder:
         _write(folder, pieces, params, shard_bytes)
         write_json(folder / "config.json", config)
         if source is not None:
-            _copy_companions(Path(source), folder)
+            _copy_companions(storage.path(source), folder)
 
 
 def _copy_companions(source: Path, folder: Path) -> None:
     for name in COMPANIONS:
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            shutil.copyfile(storage.local(source / name), folder / name)
 
 
 class _Piece(NamedTuple):

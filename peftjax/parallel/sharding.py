@@ -148,16 +148,47 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Split a batch over both axes of the mesh.
 
     Args:
-        batch: `{name: [examples, ...]}`, the whole batch on every process.
+        batch: `{name: [examples, ...]}`, the examples of `own_rows`; of one process
+            that is the whole batch.
         mesh: a mesh of `make_mesh`.
 
     Raises:
-        ValueError: an array does not have a multiple of `mesh.size` examples.
+        ValueError: an array does not have a multiple of as many examples as this
+            process has devices in the mesh.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    sharding, own = _over_batch(mesh), own_devices(mesh)
+    check_batch(batch, own)
 
-    check_batch(batch, mesh.size)
-    return {name: put(leaf, sharding) for name, leaf in batch.items()}
+    def place(leaf: Any) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        rows = np.asarray(leaf)
+        shape = (len(rows) * mesh.size // own, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return {name: place(leaf) for name, leaf in batch.items()}
+
+
+def own_devices(mesh: Mesh) -> int:
+    """Return how many devices of the mesh are this process's."""
+    return len(_over_batch(mesh).addressable_devices)
+
+
+def own_rows(mesh: Mesh, size: int) -> np.ndarray | None:
+    """Return which examples of a batch of `size` this process places.
+
+    Their places in the batch, ascending; None where they are all of them.
+    """
+    sharding = _over_batch(mesh)
+    if sharding.is_fully_addressable:
+        return None
+    parts = sharding.addressable_devices_indices_map((size,)).values()
+    rows = (np.arange(size)[index] for index in parts)
+    return np.unique(np.concatenate([*rows]))
+
+
+def _over_batch(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def check_batch(batch: Mapping[str, Any], multiple: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,10 @@ from peftjax import storage
 from peftjax.errors import brief
 from peftjax.parallel.distributed import is_main
 from peftjax.parallel.sharding import put
-from peftjax.training.errors import RunFileError
+from peftjax.training import sums
+from peftjax.training.errors import CheckpointError as CheckpointError
+from peftjax.training.errors import DamagedCheckpoint as DamagedCheckpoint
 from peftjax.training.state import TrainState
-
-SUMS = "SHA256SUMS"
-
-
-class CheckpointError(RunFileError):
-    """A checkpoint cannot be used."""
-
-
-class DamagedCheckpoint(CheckpointError):
-    """A checkpoint is truncated or was changed after it was written."""
 
 
 class Checkpoints:
@@ -35,10 +29,13 @@ class Checkpoints:
 
     Each is closed by a list of the digests of its files, in the format of `sha256sum`,
     written last: without it a checkpoint does not count, and a damaged file is found
-    before anything is read from it.
+    before anything is read from it. Writing goes on beside the training; `wait` ends
+    when all is written.
 
     Args:
-        directory: created when the first checkpoint is saved.
+        directory: created when the first checkpoint is saved; `gs://` too. Of `s3://`,
+            which orbax does not write, checkpoints are made here and uploaded, by jobs
+            of one process.
         keep: how many of the latest to keep; at least 1.
 
     Raises:
@@ -54,9 +51,17 @@ class Checkpoints:
             raise ImportError(
                 "checkpoints need orbax-checkpoint: pip install 'peftjax[train]'"
             ) from error
-        self.directory = Path(directory).absolute()
+        self.directory = place = storage.absolute(directory)
+        # orbax writes to disks and to gs:// only
+        self._via_disk = storage.in_bucket(place) and not str(place).startswith("gs:")
+        if self._via_disk and jax.process_count() > 1:
+            raise CheckpointError(
+                f"{directory}: checkpoints of several processes need gs:// or a disk "
+                "that all of them share"
+            )
         self._ocp: Any = ocp
         self._keep = keep
+        self._pending: Future[None] | None = None
 
     def path(self, step: int) -> Path:
         """Return the folder of one checkpoint."""
@@ -67,9 +72,8 @@ class Checkpoints:
 
         Folders of other names (a copy `38.bak`) are no checkpoints.
         """
-        names = (sums.parent.name for sums in self.directory.glob(f"*/{SUMS}"))
-        steps = (int(name) for name in names if name.isascii() and name.isdecimal())
-        return sorted(step for step in steps if (self.path(step) / SUMS).exists())
+        self.wait()
+        return self._closed()
 
     def latest(self) -> int | None:
         """Return the last of `steps()`, or None."""
@@ -78,26 +82,68 @@ class Checkpoints:
     def save(self, state: TrainState, data: Any) -> int:
         """Write the state and `data.get_state()` under the state's step; return it.
 
+        When it returns the state may change: the rest is done by a thread.
+
         Raises:
-            OSError: it cannot be written; the disk is full, for one.
+            OSError: it, or the one before, cannot be written; the disk is full, for
+                one.
         """
+        self.wait()
         step, more = int(state.step), {"data": data.get_state()}
         if is_main():
-            for left in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left, ignore_errors=True)
-        try:
-            self._ocp.save(
-                self.path(step), _arrays(state), overwrite=True, custom_metadata=more
+            self._remove_halves()
+        worker = ThreadPoolExecutor(1, "checkpoint")
+        made = Path(tempfile.mkdtemp(), "new") if self._via_disk else self.path(step)
+        with self._naming(step):
+            writing = self._ocp.save_async(
+                made, _arrays(state), overwrite=True, custom_metadata=more
             )
+        self._pending = worker.submit(self._finish, step, writing, made)
+        worker.shutdown(wait=False)
+        return step
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            OSError: it cannot be.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _closed(self) -> list[int]:
+        steps = (int(name) for name in storage.names(self.directory) if _is_step(name))
+        return sorted(step for step in steps if (self.path(step) / sums.NAME).exists())
+
+    def _remove_halves(self) -> None:
+        """Delete what a process left that was killed while it wrote."""
+        whole = {str(step) for step in self._closed()}
+        for name in storage.names(self.directory) - whole:
+            if _is_step(name) or ".orbax-checkpoint-tmp" in name:
+                storage.remove(self.directory / name)
+
+    def _finish(self, step: int, writing: Any, made: Path) -> None:
+        """Wait for orbax, close the checkpoint and delete old ones."""
+        with self._naming(step):
+            writing.result()
+            if self._via_disk:
+                with storage.replacing_folder(self.path(step)) as new:
+                    shutil.copytree(made, new, dirs_exist_ok=True)
+                shutil.rmtree(made.parent)
+            if is_main():
+                sums.close(self.path(step))
+                for old in self._closed()[: -self._keep]:
+                    storage.remove(self.path(old))
+
+    @contextmanager
+    def _naming(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as error:  # tensorstore raises the latter
             raise OSError(
                 f"{self.path(step)}: checkpoint not written: {brief(error)}"
             ) from error
-        if is_main():
-            _close(self.path(step))
-            for old in self.steps()[: -self._keep]:
-                shutil.rmtree(self.path(old))
-        return step
 
     def restore(
         self, state: TrainState, data: Any, *, fallback: bool = False
@@ -122,9 +168,9 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self.path(step)}: not a place in this data ({brief(error)})"
             ) from error
-        for later in self.steps():
-            if later > step and is_main():
-                shutil.rmtree(self.path(later))
+        for later in self.steps() if is_main() else ():
+            if later > step:
+                storage.remove(self.path(later))
         return _rebuild(state, arrays)
 
     def _intact(
@@ -155,7 +201,8 @@ class Checkpoints:
         self, folder: Path, expected: Mapping[str, jax.Array]
     ) -> tuple[dict[str, jax.Array], Any]:
         """Return the arrays by path, and the place in the data."""
-        _check_sums(folder)
+        folder = storage.local(folder) if self._via_disk else folder
+        sums.check(folder)
         abstract = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for name, x in expected.items()
@@ -183,39 +230,8 @@ def _as_place(found: Any, like: Any) -> Any:
     return found
 
 
-def _sum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _close(folder: Path) -> None:
-    """Write the digests of all files of a checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{_sum(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    storage.write_text(folder / SUMS, "".join(lines))
-
-
-def _check_sums(folder: Path) -> None:
-    """Raise DamagedCheckpoint unless all files are as they were written."""
-    try:
-        lines = (folder / SUMS).read_text().splitlines()
-        pairs = [line.split("  ", 1) for line in lines]
-        sums = {name: digest for digest, name in pairs}
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"{SUMS} is not a list of files") from error
-    if not sums:
-        raise DamagedCheckpoint(f"{SUMS} is empty")
-    for name, digest in sums.items():
-        path = folder / name
-        if folder.resolve() not in path.resolve().parents:
-            raise DamagedCheckpoint(f"{SUMS} is not a list of files")
-        if not path.is_file():
-            raise DamagedCheckpoint(f"{name} is missing")
-        if _sum(path) != digest:
-            size = path.stat().st_size
-            raise DamagedCheckpoint(
-                f"{name} is truncated or changed (now {size} bytes)"
-            )
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
 
 
 def _arrays(state: TrainState) -> dict[str, jax.Array]:

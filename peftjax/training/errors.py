@@ -1,4 +1,4 @@
-"""The one error of a run's files that cannot be used."""
+"""The errors of a run's files that cannot be used."""
 
 from __future__ import annotations
 
@@ -8,3 +8,11 @@ class RunFileError(ValueError):
 
     The message names the file, the reason and what to do.
     """
+
+
+class CheckpointError(RunFileError):
+    """A checkpoint cannot be used."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint is truncated or was changed after it was written."""

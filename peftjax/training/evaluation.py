@@ -27,17 +27,21 @@ def make_eval(peft: Any, outputs: Outputs, mesh: Mesh) -> EvalStep:
         mesh: a mesh of `make_mesh`, which must divide the batch.
 
     Returns:
-        `eval_step(variables, adapters, batch)`, for `evaluate`; variables in the layout
-        of `Step.shard_base`, whichever it is.
+        `eval_step(variables, adapters, batch)`, for `evaluate`: the rows of all
+        processes, and `"mask"` where the batch has one. Variables in the layout of
+        `Step.shard_base`, whichever it is; of the batch each process gives the examples
+        of `parallel.sharding.own_rows`.
     """
 
     def run(variables, adapters, batch):
         base = sharding.join(variables)
+        mask = {name: batch[name] for name in ("mask",) if name in batch}
 
         def apply(*args, **kwargs):
             return peft.apply(base, adapters, *args, **kwargs)
 
-        return outputs(apply, batch)
+        # The rows of all processes come back, and so which of them count.
+        return {**outputs(apply, batch), **mask}
 
     whole = sharding.replicated(mesh)
     compiled = jax.jit(run, out_shardings=whole)
@@ -70,8 +74,9 @@ def evaluate(
     """
     parts = []
     for batch in batches:
-        rows = eval_step(variables, adapters, batch)
-        keep = np.asarray(batch["mask"]) > 0 if "mask" in batch else slice(None)
+        rows = {**eval_step(variables, adapters, batch)}
+        mask = rows.pop("mask", batch.get("mask"))
+        keep = slice(None) if mask is None else np.asarray(mask) > 0
         parts.append({name: np.asarray(value)[keep] for name, value in rows.items()})
     if not parts:
         raise ValueError("evaluate: no batch came; expected at least one example")

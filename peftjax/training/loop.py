@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from peftjax.parallel.distributed import is_main
+from peftjax import storage
+from peftjax.parallel.distributed import any_of, is_main
 from peftjax.training.checkpoint import Checkpoints
 from peftjax.training.metrics import MetricsFile, Progress, TensorBoard
 from peftjax.training.state import TrainState
@@ -102,17 +102,18 @@ def train(
     """
     _check_counts(steps=steps, log_every=log_every, least=1)
     _check_counts(save_every=save_every, eval_every=eval_every, least=0)
-    workdir = Path(workdir)
+    workdir = storage.path(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep)
     if _holds_run(checkpoints, steps, resume):
         state = checkpoints.restore(state, data, fallback=fallback)
     start = int(state.step)
     with ExitStack() as stack:
+        stack.callback(checkpoints.wait)
         log = _Log(stack, workdir, checkpoints, steps, start, tensorboard, progress)
         for done in range(start + 1, steps + 1):
             batch = _next(data, done)
             state, metrics = step(state, variables, batch)
-            log.add(metrics, len(next(iter(batch.values()))))
+            log.add(metrics, len(next(iter(batch.values()))) * jax.process_count())
             save, score, line = (
                 done == steps or (every and done % every == 0)
                 for every in (save_every, eval_every, log_every)
@@ -125,8 +126,10 @@ def train(
             if score and evaluate is not None:
                 log.write({"step": done, "eval": evaluate(state)})
             if save or stopped:
+                log.keep()
                 checkpoints.save(state, data)
             if stopped:
+                checkpoints.wait()
                 raise Preempted(done, checkpoints.path(done))
             if save or score:
                 log.restart_clock()
@@ -164,7 +167,7 @@ def _agreed(stop: Callable[[], bool] | None, due: bool) -> bool:
     if stop is None or jax.process_count() == 1:
         return stop is not None and bool(stop())
     # To ask waits for all devices; where something is due they are waited for anyway.
-    return due and bool(multihost_utils.process_allgather(np.bool_(stop())).any())
+    return due and any_of(bool(stop()))
 
 
 def _next(data: Any, number: int) -> Any:
@@ -183,8 +186,10 @@ class _Log:
         self._checkpoints = checkpoints
         self._pending: list[dict[str, jax.Array]] = []
         self._writers: list[Any] = []
+        self._file: MetricsFile | None = None
         if is_main():
-            self._writers.append(MetricsFile(workdir / "metrics.jsonl", start))
+            self._file = MetricsFile(workdir / "metrics.jsonl", start)
+            self._writers.append(self._file)
         if is_main() and tensorboard:
             board = TensorBoard(workdir / "tensorboard", start)
             stack.callback(board.close)
@@ -221,6 +226,11 @@ class _Log:
     def write(self, record: dict[str, Any]) -> None:
         for writer in self._writers:
             writer.write(record)
+
+    def keep(self) -> None:
+        """See that no line is only in memory."""
+        if self._file is not None:
+            self._file.keep()
 
     def _stop(self, number: int, values: dict[str, np.ndarray], finite: np.ndarray):
         at = int(np.argmin(finite))

@@ -8,16 +8,22 @@ import math
 import os
 import sys
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from peftjax import storage
 from peftjax.errors import brief
 from peftjax.training.errors import RunFileError
 
+# Integers as far as a float holds each of them.
+Number = float | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+
 
 class MetricsFile:
     """One JSON object per line, appended and flushed.
+
+    A bucket cannot append: there lines are written when `keep` is called.
 
     Args:
         path: the file; its folder is created.
@@ -29,17 +35,28 @@ class MetricsFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], after: int = 0):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, kept = storage.path(path), []
         if self.path.exists():
             kept = [r for r in read_metrics(self.path) if r["step"] <= after]
             storage.write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+        self._text = "".join(json.dumps(record) + "\n" for record in kept)
+        if not storage.in_bucket(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it has a `"step"`."""
+        line = json.dumps(record) + "\n"
+        if storage.in_bucket(self.path):
+            self._text += line
+            return
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(line)
             file.flush()
+
+    def keep(self) -> None:
+        """Write what is only in memory."""
+        if storage.in_bucket(self.path):
+            storage.write_text(self.path, self._text)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -60,8 +77,15 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                 f'{where}: expected a "step" of {last} or more, found {step!r:.80}'
             )
         last = step
+        try:
+            msgspec.convert(record, dict[str, Number | dict[str, Number]])
+        except msgspec.ValidationError as error:
+            raise RunFileError(f"{where}: {error}") from error
         for name, value in record.items():
-            _check_numbers(f"{where}: {name!r:.80}", value)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RunFileError(
+                    f"{where}: {name!r:.80}: expected a finite number, found {value}"
+                )
     return records
 
 
@@ -72,7 +96,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         RunFileError: anything else is in the file.
     """
     try:
-        *lines, cut = Path(path).read_bytes().split(b"\n")
+        *lines, cut = storage.path(path).read_bytes().split(b"\n")
     except OSError as error:
         raise RunFileError(f"{path}: not read ({brief(error)})") from error
     records = [_record(f"{path}, line {i}", x) for i, x in enumerate(lines, start=1)]
@@ -90,21 +114,6 @@ def _record(where: str, line: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RunFileError(f"{where}: expected an object, found {record!r:.80}")
     return record
-
-
-def _check_numbers(where: str, value: Any) -> None:
-    scores = isinstance(value, dict)
-    numbers = all(map(_is_number, value.values() if scores else [value]))
-    if not numbers or not (scores or math.isfinite(value)):
-        raise RunFileError(
-            f"{where}: expected a finite number, or an object of numbers, found "
-            f"{value!r:.80}"
-        )
-
-
-def _is_number(value: Any) -> bool:
-    # An integer that no float holds is no number of a run.
-    return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 class TensorBoard:

@@ -39,7 +39,8 @@ class Step:
         function: the compiled function.
         shard_base: places the variables, once, in the layout that the step takes;
             leaves of fewer than `threshold` entries stay whole.
-        place_batch: places a batch `{name: [examples, ...]}`.
+        place_batch: places a batch `{name: [examples, ...]}`, of several processes the
+            examples of `parallel.sharding.own_rows`.
         whole: the sharding of the state.
     """
 
@@ -158,7 +159,8 @@ def _check_drawn(peft: Any, update_frozen: UpdateFrozen | None) -> None:
 
 def _jit_step(update: Update, mesh: Mesh) -> Step:
     def place(batch):
-        sharding.check_batch(batch, mesh.size * update.accumulate)
+        own = sharding.own_devices(mesh)
+        sharding.check_batch(batch, own * update.accumulate)
         return sharding.place_batch(_counted(batch), mesh)
 
     whole = sharding.replicated(mesh)

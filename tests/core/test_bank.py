@@ -124,6 +124,9 @@ def test_bad_banks_and_ids():
         pj.bank([one, {"fc2/kernel": one["fc/kernel"]}])
     with pytest.raises(ValueError, match=r"fc/kernel:a has shapes .*the rank alone"):
         pj.bank([one, {"fc/kernel": {"a": jnp.ones((4, 1)), "b": jnp.ones((1, 4))}}])
+    for strange in (one, "ab", ["a"], [None], [jnp.ones(3)], [{"a": {"x": 1.0}}]):
+        with pytest.raises(TypeError, match=r"bank: expected"):
+            pj.bank(strange)  # pyright: ignore
     v, x = {"kernel": jnp.ones((3, 4))}, jnp.ones((2, 3))
     peft = pj.adapt(
         lambda v, x: x @ v["kernel"], v, x, rules={"kernel": pj.LoRA(2, 3.0)}
@@ -137,6 +140,9 @@ def test_bad_banks_and_ids():
     ):
         with pytest.raises(ValueError, match=message):
             peft.apply(v, bank, x, adapter_ids=jnp.array(ids))
+    with pytest.raises(ValueError, match="adapter_ids takes adapters stacked by bank"):
+        one = peft.init(jax.random.key(0))
+        peft.apply(v, one, x, adapter_ids=jnp.zeros(2, int))
     # inside jit ids are unknown: NaN, never the last adapter
     run = jax.jit(lambda ids: peft.apply(v, bank, x, adapter_ids=ids))
     assert np.isnan(run(jnp.array([0, 2]))).any(-1).tolist() == [False, True]

@@ -14,7 +14,6 @@ from experiments.preemption import RESUME_ME, Stopped, stop_on_signals
 from experiments.pretrain import main as pretrain
 from experiments.table.__main__ import main as fill
 from experiments.tasks import digits, from_scratch
-from peftjax.parallel.mesh import make_mesh
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +87,7 @@ def test_a_table_that_is_told_to_stop_is_resumed(given, asked, tmp_path, capsys)
 
 def test_pretraining_is_told_to_stop_and_goes_on(given, tmp_path, monkeypatch):
     """Between two steps; to the same bits, and nothing is left of it."""
-    monkeypatch.setattr(from_scratch, "make_mesh", lambda: make_mesh(data=1))
+    given = [*given, "--config.parallel.data=1"]
     command = [*given, f"--config.paths.cache={tmp_path / 'calm'}"]
     pretrain(command)
     (base,) = (tmp_path / "calm").glob("*.safetensors")

@@ -99,17 +99,17 @@ def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path):
         "import sys, time\nfrom pathlib import Path\n"
         "from experiments.claims import claim\n"
         "with claim(Path(sys.argv[1])) as ours:\n"
-        "    print(ours, flush=True)\n    time.sleep(60)\n"
+        "    print(ours is not None, flush=True)\n    time.sleep(60)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "True\n"
     with claim(tmp_path) as ours:
-        assert not ours
+        assert ours is None
     other.kill()
     other.wait()
     with claim(tmp_path) as ours:
-        assert ours
+        assert ours is not None
     assert [file.name for file in tmp_path.iterdir()] in ([], [LOCK])
 
 

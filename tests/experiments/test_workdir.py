@@ -250,7 +250,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
         raise ValueError("OUT_OF_RANGE: Failed writing: no space\nand where, at length")
 
     checkpoints = Checkpoints(tmp_path)
-    monkeypatch.setattr(checkpoints._ocp, "save", full)
+    monkeypatch.setattr(checkpoints._ocp, "save_async", full)
     monkeypatch.setattr(checkpoint, "_arrays", lambda state: {})
     state: Any = SimpleNamespace(step=3)
     data = SimpleNamespace(get_state=dict)

@@ -1,11 +1,10 @@
 """A short run on eight devices, shared by the tests of the loop and of its files."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peftjax import storage
 from peftjax.data.pipeline import train_batches
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.loop import train
@@ -32,7 +31,7 @@ def values(state):
 def losses(workdir):
     return [
         {k: v for k, v in record.items() if k != "examples_per_s"}
-        for record in read_metrics(Path(workdir) / "metrics.jsonl")
+        for record in read_metrics(storage.path(workdir) / "metrics.jsonl")
     ]
 
 

@@ -68,7 +68,9 @@ def missing(method):
     if getattr(pj, name, None) is not method or name not in pj.__all__:
         lacks.append(f"peftjax/__init__.py: {name}")
     if method not in CODECS:
-        lacks.append("peftjax/hub/torch/codecs.py: a codec, or why there is none")
+        lacks.append(
+            "peftjax/hub/torch/codecs/__init__.py: a codec, or why there is none"
+        )
     if readme_row(method) not in README:
         lacks.append(f"README.md: {readme_row(method)}")
     fields = {(name, field.name) for field in dataclasses.fields(method)}
@@ -126,7 +128,7 @@ def test_all_that_a_new_method_lacks_is_named():
     assert found == [
         "tests/methods/test_test_every_method.py",
         "peftjax/__init__.py",
-        "peftjax/hub/torch/codecs.py",
+        "peftjax/hub/torch/codecs/__init__.py",
         "README.md",
         "docs/vocabulary.md",
     ]

@@ -125,6 +125,17 @@ def test_one_head_is_lora():
     assert method.frozen == ("router",) and HydraLoRA(2, alpha=6.0).frozen == ()
 
 
+def test_gates_for_a_plan_without_gated_sites_are_refused():
+    v, x = {"kernel": jnp.ones((3, 4))}, jnp.ones((2, 3))
+    rules = {"kernel": pj.LoRA(2, 3.0)}
+    peft = pj.adapt(lambda v, x: x @ v["kernel"], v, x, rules=rules)
+    adapters = peft.init(jax.random.key(0))
+    peft.merge(v, adapters, gates=peft.mean_gates(v, adapters, x))  # of no site
+    for gates in ("uniform", jnp.ones(3), {"kernel": jnp.ones(3)}):
+        with pytest.raises(ValueError, match=r"gates: .*(no site|unexpected)"):
+            peft.merge(v, adapters, gates=gates)
+
+
 @pytest.mark.parametrize("gates", ["uniform", [0.2, 0.5, 0.3]])
 def test_merge_with_constant_gates(case, gates):
     method, p, (x, kernel, bias) = case

@@ -20,6 +20,7 @@ from peftjax.parallel.mesh import make_mesh
 from peftjax.parallel.sharding import (
     bytes_per_device,
     join,
+    own_rows,
     place_batch,
     shard,
     split,
@@ -248,7 +249,7 @@ def process(number, port, workdir, stop=""):
     initialize(f"localhost:{port}", 2, int(number))
     mesh = make_mesh(1, 8)
     step, state, variables = start(mesh)
-    data = train_batches(arrays(), 16, seed=7)
+    data = train_batches(arrays(), 16, seed=7, part=own_rows(mesh, 16))
     settings = {"steps": 4, "log_every": 1, "workdir": workdir, "save_every": 2}
     asked = []
 

@@ -173,9 +173,9 @@ def test_a_checkpoint_hashes_every_file_once(whole, tmp_path, monkeypatch):
     names.remove("SHA256SUMS")
     assert sorted(hashed) == names
     hashed.clear()
-    Checkpoints(workdir / "checkpoints").save(
-        state, train_batches(arrays(), BATCH, seed=5)
-    )
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(state, train_batches(arrays(), BATCH, seed=5))
+    checkpoints.wait()
     assert len(hashed) == len(names)
 
 
@@ -208,3 +208,14 @@ def test_checkpoints_hold_the_adapters_and_not_the_base(whole):
     base = {x.shape for x in jax.tree.leaves(case(0.2)[1])}
     kernels = {shape for shape in base if len(shape) == 2 and 5 not in shape}
     assert not kernels & {tuple(found.shape) for found in stored.values()}
+
+
+def test_a_bucket_that_orbax_does_not_write_gets_a_copy(whole, bucket):
+    checkpoints, data = Checkpoints(bucket), train_batches(arrays(), BATCH, seed=5)
+    checkpoints._via_disk = True  # as for s3://
+    checkpoints.save(whole[1], data)
+    assert checkpoints.steps() == [12]
+    assert values(checkpoints.restore(whole[1], data)) == values(whole[1])
+    (bucket / "12" / "state" / "_METADATA").write_text("{}")
+    with pytest.raises(DamagedCheckpoint, match=r"_METADATA is truncated or changed"):
+        checkpoints.restore(whole[1], data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -105,3 +106,14 @@ def uniform(methods: Methods, setting: str) -> Any:
                 "as adapters of their own"
             )
     return value
+
+
+def by_module(methods: Methods, setting: str) -> tuple[float, dict[str, float]]:
+    """Return the commonest value of a number, and the others by a module's pattern."""
+    values = {module: getattr(method, setting) for module, method in methods.items()}
+    numbers: dict[str, float] = {
+        m: int(v) if v == int(v) else v for m, v in values.items()
+    }
+    common = Counter(numbers.values()).most_common(1)[0][0]
+    others = {m.replace(".", r"\."): v for m, v in numbers.items() if v != common}
+    return common, others

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from peftjax import storage
 from peftjax.core.method import Method
 from peftjax.core.paths import flatten, nearest
 from peftjax.hub.tensors import AdapterFileError, PathLike
 from peftjax.hub.torch.codec import Entry
-from peftjax.hub.torch.codecs import FIELDS, find_codec
+from peftjax.hub.torch.codecs import FIELDS, READERS, codec_of
 from peftjax.hub.torch.config import CONFIG, Config, read_config
 from peftjax.hub.torch.heads import check_heads, check_tied
 from peftjax.hub.torch.modules import Leaf, Modules
@@ -57,7 +58,7 @@ def load_torch(
             model; a field of the configuration has no equal here; tensors are missing,
             unexpected or of another shape; scanned layers would need several methods.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     config, tensors = read_config(folder / CONFIG, FIELDS), _open_tensors(folder)
     paths, leaves, _ = flatten(variables)
     params = {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
@@ -129,13 +130,13 @@ class _Reading:
 
     def adapted(self) -> Found:
         """Return method and arrays of every adapted weight."""
-        codec = find_codec(self.config)
+        reader = READERS[self.config["peft_type"]]
         found: Found = {}
         for module, leaf in self.targets.items():
-            if leaf.kind not in codec.kinds:
+            if leaf.kind not in reader.kinds:
                 raise AdapterFileError(
-                    f"{module}: {codec.peft_type} on a layer of kind {leaf.kind} has "
-                    f"no equal here; expected {' or '.join(codec.kinds)}"
+                    f"{module}: {reader.peft_type} on a layer of kind {leaf.kind} has "
+                    f"no equal here; expected {' or '.join(reader.kinds)}"
                 )
             start, bias = f"{module}.", f"{module}.bias" in self.modules.leaves
             shapes = {
@@ -143,8 +144,9 @@ class _Reading:
                 for name, tensor in self.tensors.items()
                 if name.startswith(start)
             }
-            method = codec.read(Entry(self.config, module, bias, shapes))
+            method = reader.read(Entry(self.config, module, bias, shapes))
             method.check(leaf.layer)
+            codec = codec_of(method)
             for suffix in codec.zeros(method, leaf.layer):
                 self.tensors.pop(start + suffix, None)
             arrays = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from peftjax import storage
 from peftjax.core.method import Method
 from peftjax.hub.tensors import (
     AdapterFileError,
@@ -65,7 +66,7 @@ def save_torch(
         AdapterFileError: the adapters are not those of `peft`, not finite, or have no
             equal there; the message names the site.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     check_arrays("adapters", flat(expected_arrays(peft)), flat(adapters))
     try:
         config, tensors = _translate(model, peft, adapters, layout)

@@ -1,0 +1,39 @@
+"""The table of methods in the torch library's files, or why one has no place there."""
+
+from __future__ import annotations
+
+from peftjax import methods
+from peftjax.core.method import Method
+from peftjax.hub.torch.codec import Codec
+from peftjax.hub.torch.codecs import glora, hra, ia3, lokr, lora, oft
+
+CODECS: dict[type[Method], Codec | str] = {
+    methods.LoRA: lora.CODEC,
+    methods.DoRA: lora.DORA,
+    methods.LoKr: lokr.CODEC,
+    methods.Hydra: "it has no branch that reads a layer's output",
+    methods.HydraLoRA: "it has no router over heads that share one A",
+    methods.GLoRA: glora.CODEC,
+    methods.GLoRASupernet: "it has no supernet; peftjax.to_glora fixes a structure",
+    methods.HRA: hra.CODEC,
+    methods.Composition: "it has no weighted average of modules in one file; "
+    "peftjax.convert.combine makes one LoRA of them",
+    methods.OFT: oft.CODEC,
+    methods.IA3: ia3.CODEC,
+    methods.SSF: "it has no scale and shift of a layer's output",
+    methods.Full: "it saves whole modules and biases instead, beside another method",
+}
+# Which codec reads a file: of several with one name the first, which knows the others.
+READERS = {
+    codec.peft_type: codec
+    for codec in reversed(CODECS.values())
+    if isinstance(codec, Codec)
+}
+FIELDS = {name: codec.fields for name, codec in READERS.items()}
+
+
+def codec_of(method: Method) -> Codec:
+    """Return the codec of a method that a file holds."""
+    codec = CODECS[type(method)]
+    assert isinstance(codec, Codec)
+    return codec
