@@ -247,7 +247,8 @@ def _leave(error: Exception | SystemExit) -> NoReturn:
     told = f"{type(error).__name__}: {error}"
     if processes.lost(error):
         told = f"a process of this job is gone; its own output says why ({told:.200})"
-    elif not isinstance(error, EXPECTED):
+        processes.fail(processes.GONE, told, same=False)
+    if not isinstance(error, EXPECTED):
         processes.show(error)
     processes.fail(1, told, same=isinstance(error, SAME))
 

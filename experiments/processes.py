@@ -23,6 +23,7 @@ from peftjax.parallel import distributed
 
 # Seconds that a process that failed waits for the others to end by the same error.
 GRACE = 10
+GONE = 134  # exit status where another process is gone, as JAX ends one
 # How many processes Slurm and Open MPI started: one needs nobody to join.
 COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -27,7 +28,10 @@ from experiments.programs import ProgramCache
 from experiments.records import digest, settings
 from experiments.run import Run
 from peftjax import storage
+from peftjax.parallel.distributed import any_of, led
 from peftjax.training.metrics import read_lines
+
+ASK_STEPS = 10  # several processes ask each other whether to stop
 
 
 def score(
@@ -40,14 +44,20 @@ def score(
     """
     run = Run(config, cache, choose=True, stop=stop)
     state, batches = run.state(), run.batches()
-    for _ in range(run.steps):
-        if stop is not None and stop():
+    for number in range(run.steps):
+        if _asked(stop, number):
             raise Stopped(f"{config.method}: stopped; the same command goes on")
         state, metrics = run.programs.step(state, run.sharded, next(batches))
     if not np.isfinite(metrics["loss"]):
         return float("nan")
     adapters = run.peft.combine(state.trainable, state.frozen)
     return run.score(adapters, run.data.validation)[run.outline.metric]
+
+
+def _asked(stop: Stop | None, number: int) -> bool:
+    if stop is None or jax.process_count() == 1:
+        return stop is not None and stop()
+    return number % ASK_STEPS == 0 and any_of(stop())
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -70,13 +80,15 @@ def add(file: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 def scored(file: Path, config: ConfigDict, cache: ProgramCache, stop: Stop) -> float:
     """Return the score of one run: the file's, or one that is added to it."""
-    key, known = digest(settings(config), config.task, config.seed), read(file)
+    key = digest(settings(config), config.task, config.seed)
+    known = led(lambda: read(file))
     if key not in known:
         value = score(config, cache, stop)
         names = {name: config[name] for name in ("task", "method")}
         choice = {**names, "lr": config.optim.lr, "seed": config.seed}
         value = value if np.isfinite(value) else None
-        known = add(file, {"key": key, **choice, "score": value})
+        entry = {"key": key, **choice, "score": value}
+        known = led(lambda: add(file, entry))
     found = known[key]["score"]
     return float("nan") if found is None else found
 
@@ -101,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = options.config.config()
     cli.keep_programs(config.paths.cache)
     file = (options.workdir or Path(f"runs/{config.name}")) / "sweep.jsonl"
-    read(file)  # raises before anything is trained
+    led(lambda: read(file))  # raises before anything is trained
     cache = ProgramCache()
     with stop_on_signals() as stop:
         for method in options.methods or config.table.methods:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import peftjax as pj
@@ -14,6 +15,7 @@ from experiments.checks import UnfitSettings
 from experiments.preemption import Stop
 from experiments.run import Run
 from peftjax.data.pipeline import eval_batches
+from peftjax.parallel.distributed import led
 from peftjax.search import Space, evolve, make_score
 from peftjax.training.loop import train
 
@@ -100,12 +102,13 @@ def scores_of(one: Run, space: Space, adapters: Any) -> Callable[[Any], Any]:
             "a structure on"
         )
     outline, labels = one.outline, split["label"]
-    return make_score(
+    score = make_score(
         space,
         outline.outputs,
         lambda rows: outline.score(labels, rows["outputs"])[outline.metric],
         one.base,
         adapters,
         eval_batches(split, one.config.train.eval_batch),
-        devices=list(one.programs.mesh.devices.flat),
+        devices=list(one.programs.mesh.local_devices),
     )
+    return lambda genes: np.array(led(lambda: score(genes).tolist()))

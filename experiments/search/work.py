@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from peftjax.convert.glora import Subnet
 from peftjax.hub import files
 from peftjax.hub.tensors import save_tree
 from peftjax.methods.glora_supernet import FORMS
+from peftjax.parallel.distributed import any_of, led
 from peftjax.search import Found, Space, draw, evolve
 from peftjax.training.loop import NonFiniteLoss
 
@@ -82,14 +84,17 @@ def run(
     config = supernet(config)
     chosen = {"limit": limit, "retrain": retrain, **settings}
     own = {**identity(config), **{f"search.{k}": v for k, v in chosen.items()}}
-    _refuse_guests(workdir)  # before a lock file is written among them
-    with claim(workdir) as ours:
-        if ours is None:
+    with ExitStack() as stack:
+
+        def ours() -> bool:
+            _refuse_guests(workdir)  # before a lock file is written among them
+            return stack.enter_context(claim(workdir)) is not None
+
+        if not led(ours):
             raise Busy(f"{workdir}: another process is at this search")
-        state = _begun(workdir, json.loads(json.dumps(own)), resume)
-        if (workdir / RESULT).exists():
-            schema = documents.Searched | documents.Failed
-            return documents.read(workdir / RESULT, schema, REMEDY)
+        state = led(lambda: _begun(workdir, json.loads(json.dumps(own)), resume))
+        if finished := led(lambda: _finished(workdir)):
+            return finished
         one = Run(
             config,
             ProgramCache(mesh, update_frozen=draw),
@@ -98,13 +103,20 @@ def run(
         )
 
         def save(state: dict[str, Any]) -> None:
-            _write(workdir, own, state)
-            if stop is not None and stop():
+            led(lambda: _write(workdir, own, state))
+            if stop is not None and any_of(stop()):
                 raise Stopped(f"{workdir}: stopped between generations")
 
         result = {**_searched(one, workdir, chosen, state, save, stop), **_common(one)}
-        storage.write_json(workdir / RESULT, result)
+        led(lambda: storage.write_json(workdir / RESULT, result))
         return result
+
+
+def _finished(workdir: Path) -> dict[str, Any] | None:
+    if not (workdir / RESULT).exists():
+        return None
+    schema = documents.Searched | documents.Failed
+    return documents.read(workdir / RESULT, schema, REMEDY)
 
 
 def _searched(
@@ -125,6 +137,13 @@ def _searched(
         return {"status": "failed", "error": error.what}
     score, key = scores_of(one, space, adapters), jax.random.key(one.config.seed)
     found = evolve(score, space, limit, key, **settings, state=state, save=save)
+    led(lambda: _draw(one, space, found, workdir))
+    subnet = pj.to_glora(one.peft, space.place(adapters, found.best.genes))
+    tested = _tested(one, subnet, workdir, retrain, stop)
+    return {**tested, **_facts(space, found, chosen)}
+
+
+def _draw(one: Run, space: Space, found: Found, workdir: Path) -> None:
     pictures = {
         "archive.png": archive_png(found, one.outline.metric),
         "structure.png": structure_png(space, found.best),
@@ -132,9 +151,6 @@ def _searched(
     for name, picture in pictures.items():
         with storage.replacing(workdir / name) as new:
             new.write_bytes(picture)
-    subnet = pj.to_glora(one.peft, space.place(adapters, found.best.genes))
-    tested = _tested(one, subnet, workdir, retrain, stop)
-    return {**tested, **_facts(space, found, chosen)}
 
 
 def _refuse_guests(workdir: Path) -> None:
@@ -179,15 +195,20 @@ def _tested(
         place = workdir / RETRAINED
         return finetune.run(config, place, resume=True, cache=cache, stop=stop)
     fixed, adapters = Run(config, cache, stop=stop), subnet.adapters
-    tensors, _ = files.save(workdir / ADAPTER, fixed.peft, adapters, fixed.base)
-    try:
-        save_tree(workdir / MERGED, fixed.peft.merge(fixed.base, adapters))
-    except pj.NotMergeable as error:
-        print(f"no merged weights: {error}", flush=True)
+
+    def save() -> int:
+        tensors, _ = files.save(workdir / ADAPTER, fixed.peft, adapters, fixed.base)
+        try:
+            save_tree(workdir / MERGED, fixed.peft.merge(fixed.base, adapters))
+        except pj.NotMergeable as error:
+            print(f"no merged weights: {error}", flush=True)
+        return storage.size(tensors)
+
+    size = led(save)
     return {
         "status": "finished",
         "scores": finite(fixed.score(adapters, fixed.data.test)),
-        "adapter_bytes": storage.size(tensors),
+        "adapter_bytes": size,
         "data": list(fixed.data.fingerprints),
         **costs.size(fixed.peft),
     }

@@ -180,3 +180,40 @@ def test_rows_selected_from_a_ragged_column():
     assert part.lengths.tolist() == [6, 3] and len(part) == 2
     assert part[np.array([1])].tolist() == [[0, 1, 2, -1]]
     assert part[np.array([0])].tolist() == [[4, 5, 6, 7, 8, 9, -1, -1]]
+
+
+def test_parts_of_a_batch_are_the_batch_and_are_all_that_is_read():
+    """Of several processes each reads its own rows, padded as the whole batch is."""
+    lengths = np.array([1, 2, 9, 4, 3, 1, 7, 2, 5, 6])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = Ragged(np.arange(starts[-1]), starts, 0, (4, 8, 16))
+
+    class Recorded(np.ndarray):
+        def __getitem__(self, rows):
+            read.append(np.asarray(rows))
+            return np.asarray(self)[rows]
+
+    read = []
+    label = np.arange(10).view(Recorded)
+    arrays = {"tokens": tokens, "label": label}
+    settings = {"seed": 3, "lengths": lengths, "last": "pad"}
+    parts = [np.array([0, 1]), np.array([2, 3])]
+    whole = train_batches(arrays, 4, **settings)
+    own = [train_batches(arrays, 4, part=part, **settings) for part in parts]
+    for _ in range(6):
+        batch = next(whole)
+        read.clear()
+        found = [next(data) for data in own]
+        assert [len(rows) for rows in read] == [2, 2]
+        for name, column in batch.items():
+            np.testing.assert_array_equal(
+                np.concatenate([half[name] for half in found]), column
+            )
+        assert own[0].get_state() == whole.get_state()
+    for batches in zip(
+        eval_batches(arrays, 4), *(eval_batches(arrays, 4, p) for p in parts)
+    ):
+        batch, *found = batches
+        for name, column in batch.items():
+            joined = np.concatenate([half[name] for half in found])
+            np.testing.assert_array_equal(joined, column)
