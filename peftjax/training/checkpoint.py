@@ -91,7 +91,7 @@ class Checkpoints:
         self.wait()
         step, more = int(state.step), {"data": data.get_state()}
         if is_main():
-            self._remove_halves()
+            self._make_way(step)
         worker = ThreadPoolExecutor(1, "checkpoint")
         made = Path(tempfile.mkdtemp(), "new") if self._via_disk else self.path(step)
         with self._naming(step):
@@ -116,9 +116,9 @@ class Checkpoints:
         steps = (int(name) for name in storage.names(self.directory) if _is_step(name))
         return sorted(step for step in steps if (self.path(step) / sums.NAME).exists())
 
-    def _remove_halves(self) -> None:
-        """Delete what a process left that was killed while it wrote."""
-        whole = {str(step) for step in self._closed()}
+    def _make_way(self, step: int) -> None:
+        """Delete an earlier checkpoint of the step, and what killed processes left."""
+        whole = {str(other) for other in self._closed() if other != step}
         for name in storage.names(self.directory) - whole:
             if _is_step(name) or ".orbax-checkpoint-tmp" in name:
                 storage.remove(self.directory / name)
