@@ -38,7 +38,7 @@ def from_gguf(file: GGUF) -> Tokenizer:
         )
     tokens, merges = _texts(file, "tokens"), _texts(file, "merges")
     kinds = file.facts.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
     if len(set(tokens)) != len(tokens) or len(kinds) != len(tokens):
         raise DataError(f"{file.path}: tokenizer.ggml.tokens: expected one kind each")
     if any(len(pair) != 2 for pair in pairs):

@@ -27,7 +27,7 @@ from peftjax.models.files import (
     open_tensors,
     read_json,
 )
-from peftjax.models.gguf import read_gguf
+from peftjax.models.gguf_llama import read_gguf
 from peftjax.models.leaves import Leaf, initial, plan_leaves
 from peftjax.models.names import Source
 

@@ -1,25 +1,13 @@
 """A tiny Llama of random weights in a GGUF file, written as llama.cpp writes it."""
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, quants
+from gguf import GGUFValueType, GGUFWriter, quants
 
-from peftjax.models import Llama, LlamaConfig
-from peftjax.models.gguf import _LAYER, _WHOLE
+from peftjax.models.gguf_llama import _LAYER, _WHOLE
 from peftjax.models.llama.family import LLAMA
+from tests.helpers.llm_case import tiny_llama
 
-CONFIG = LlamaConfig(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=True,
-)
 # Names after `llama.`.
 FACTS = {
     "block_count": 2,
@@ -29,14 +17,6 @@ FACTS = {
     "attention.head_count_kv": 2,
     "attention.layer_norm_rms_epsilon": 1e-5,
 }
-F16 = GGMLQuantizationType.F16
-
-
-def tiny_llama(config=CONFIG):
-    """Return the model and random variables."""
-    model = Llama(config)
-    init = jax.jit(model.init)
-    return model, init(jax.random.key(0), np.ones((1, 2), np.int32))
 
 
 def write_gguf(path, kind=None, *, arch="llama", facts=(), texts=(), lists=()):

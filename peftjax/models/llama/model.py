@@ -182,14 +182,13 @@ class Llama(nn.Module):
         self._check(input_ids, attention_mask, cache, segment_ids)
         config, hidden = self.config, None
         frequencies = config.rope.frequencies(config.head_dim)
-        if attention_mask is None:
+        if segment_ids is None:
             ones = jnp.ones_like(input_ids)
-            attention_mask = ones if segment_ids is None else segment_ids > 0
-        if segment_ids is not None:
-            where = in_several_texts(segment_ids, frequencies)
+            mask = ones if attention_mask is None else attention_mask
+            where, cache = in_one_text(mask.astype(bool), cache, frequencies)
         else:
-            token = attention_mask.astype(bool)
-            where, cache = in_one_text(token, cache, frequencies)
+            mask = segment_ids > 0
+            where = in_several_texts(segment_ids, frequencies)
         table = nn.Embed(
             config.vocab_size,
             config.hidden_size,
@@ -213,7 +212,7 @@ class Llama(nn.Module):
             remat=self.remat,
         )
         x = nn.RMSNorm(config.rms_norm_eps, dtype=self.dtype, name="norm")(carry["x"])
-        result: list[Any] = [self._result(x, attention_mask, table)]
+        result: list[Any] = [self._result(x, mask, table)]
         if cache is not None:
             (key, value), used = carry["cache"], cache.used + x.shape[1]
             result.append(Cache(key, value, cache.mask, used))

@@ -86,7 +86,9 @@ def _config(file: GGUF) -> dict[str, Any]:
         )
 
     def fact(name: str) -> Any:
-        return file.facts.get(f"llama.{name}")
+        value = file.facts.get(f"llama.{name}")
+        # Stored in 32 bits: 1e-5 is to be 1e-5 again.
+        return float(str(np.float32(value))) if isinstance(value, float) else value
 
     missing = [name for name in _SIZES.values() if fact(name) is None]
     if missing:
