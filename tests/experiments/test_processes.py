@@ -2,14 +2,18 @@
 
 import json
 import signal
+import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from experiments import finetune, table
 from experiments.finetune import main
-from experiments.preemption import RESUME_ME
+from experiments.preemption import RESUME_ME, Stopped
+from experiments.table.__main__ import main as fill
 from peftjax.training.metrics import read_metrics
 from tests.helpers.job import begin, end, free_port, run
 
@@ -170,3 +174,49 @@ def test_flags_that_name_no_job(given, tmp_path, flags, told):
     with pytest.raises(SystemExit, match=told) as caught:
         main([*given(), "--workdir", str(tmp_path / "x"), *flags])
     assert len(str(caught.value.code).splitlines()) == 1
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Return the seeds that each of two devices trained."""
+    real, did = finetune.work, {}
+
+    def work(config, folder, **settings):
+        device = jax.config.jax_default_device
+        did.setdefault(device, []).append(config.seed)
+        return real(config, folder, **settings)
+
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+    monkeypatch.setattr(finetune, "work", work)
+    return did
+
+
+def test_each_device_does_runs_of_its_own(given, tmp_path, two_devices, capsys):
+    command = [*given(), "--methods", "linear", "--workdir", str(tmp_path)]
+    fill([*command, "--per-device", "--seeds", "3"])
+    assert set(two_devices) == set(jax.devices()[:2])
+    assert sorted(x for seeds in two_devices.values() for x in seeds) == [0, 1, 2]
+    assert len(list(tmp_path.rglob("result.json"))) == 3
+    assert capsys.readouterr().out.count("digits, linear") == 3
+    with pytest.raises(SystemExit, match="its processes do not join"):
+        fill([*command, "--per-device", "--processes", "2"])
+
+
+def test_a_device_that_fails_stops_the_others(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+    waiting = threading.Event()
+
+    def done(workdir, config, cache, stop):
+        if config == "torn":
+            waiting.wait(20)
+            raise ValueError("torn")
+        waiting.set()
+        while not stop():
+            time.sleep(0.01)
+        raise Stopped("stopped")
+
+    monkeypatch.setattr(table.devices, "done", done)
+    with pytest.raises(ValueError, match="torn"):
+        table.fill_by_device(tmp_path, ["torn", "whole"], lambda: False)
+    with pytest.raises(Stopped):
+        table.fill_by_device(tmp_path, ["whole"], lambda: True)
