@@ -19,7 +19,14 @@ def test_every_public_name_is_there_and_listed():
 def test_importing_loads_neither_nnx_nor_an_extra():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {"grain", "rich", "scipy", "sklearn", "tensorboardX", "pyarrow", "PIL"}
-    names |= {"tensorflow_datasets", "tokenizers", "matplotlib", "ml_collections"}
+    names |= {
+        "gguf",
+        "jinja2",
+        "tensorflow_datasets",
+        "tokenizers",
+        "matplotlib",
+        "ml_collections",
+    }
     listed = str(extras["optional-dependencies"])
     assert "grain" in listed and "matplotlib" in listed
     script = (

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "peftjax.parallel": (),
     "peftjax.data": ("errors", "storage"),
     "peftjax.hub": ("core", "storage", "methods", "models"),
+    "peftjax.evaluation": ("data", "errors", "models"),
     "peftjax.training": ("core", "errors", "storage", "parallel"),
     "peftjax.testing": ("core", "hub", "nnx"),
 }

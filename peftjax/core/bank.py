@@ -36,8 +36,9 @@ def bank(adapters: Sequence[Adapters]) -> dict[str, dict[str, jax.Array]]:
     >>> jax.tree.map(jnp.shape, bank([one, two]))
     {'fc/kernel': {'a': (2, 3, 2), 'b': (2, 2, 4)}}
     """
-    if not isinstance(adapters, Sequence):
-        kind = type(adapters).__name__
+    given: Any = adapters
+    if not isinstance(given, Sequence):
+        kind = type(given).__name__
         raise TypeError(f"bank: expected a sequence of adapters, found {kind}")
     if not adapters:
         raise ValueError("bank: expected at least one adapter, found none")

@@ -13,6 +13,8 @@ import numpy as np
 
 from peftjax import storage
 from peftjax.data.errors import DataError
+from peftjax.data.gguf_file import open_gguf
+from peftjax.data.gguf_tokenizer import from_gguf
 from peftjax.data.ragged import Ragged
 from peftjax.data.spm import from_spm
 from peftjax.errors import brief
@@ -45,8 +47,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Read a tokenizer.
 
     Args:
-        path: `tokenizer.json`, DeBERTa's `spm.model`, or the folder of the model that
-            holds one of them; of both, the first.
+        path: `tokenizer.json`, DeBERTa's `spm.model`, a GGUF file, or the folder of the
+            model that holds one of them; of several, the first. Beside a GGUF file a
+            `tokenizer.json` goes before the file's own.
 
     Raises:
         ImportError: `tokenizers` is absent, or what `spm.model` needs.
@@ -61,8 +64,13 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         ) from error
     file = tokenizer_file(path)
     with _naming(file):
-        spm = file.suffix == ".model"
-        tokenizer = from_spm(file) if spm else Tokenizer.from_file(str(file))
+        match file.suffix:
+            case ".model":
+                tokenizer = from_spm(file)
+            case ".gguf":
+                tokenizer = from_gguf(open_gguf(file))
+            case _:
+                tokenizer = Tokenizer.from_file(str(file))
         # Lengths belong to the caller, not to what the file was last used with.
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -85,15 +93,23 @@ def _naming(file: Path) -> Iterator[None]:
 
 
 def tokenizer_file(path: str | os.PathLike[str]) -> Path:
+<<<<<<< HEAD
     """Return the `tokenizer.json` or `spm.model` of a folder, or the file itself."""
     file = storage.path(path)
+=======
+    """Return the file of a folder that holds the tokenizer, or the file itself."""
+    file = Path(path)
+    if file.suffix == ".gguf" and (beside := file.parent / _FILES[0]).is_file():
+        return beside
+>>>>>>> llm
     if file.is_dir():
         found = [file / name for name in _FILES if (file / name).is_file()]
+        found += sorted(file.glob("*.gguf"))
         file = found[0] if found else file / _FILES[0]
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: no such file; expected the tokenizer.json of the model, or its "
-            "spm.model"
+            f"{file}: no such file; expected the tokenizer.json of the model, its "
+            "spm.model or a .gguf file"
         )
     storage.mirrored(file.parent, "tokenizer_config.json")  # is looked for beside it
     return storage.local(file)

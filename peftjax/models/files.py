@@ -19,6 +19,7 @@ import numpy as np
 from peftjax import storage
 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".msgpack", ".h5")
+SUFFIXES = (".safetensors", ".npz", ".gguf")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 _LARGEST_JSON = 2**26
@@ -112,14 +113,14 @@ def find_weights(path: Path) -> Path:
     """
     if path.is_dir():
         found = [path / name for name in (WEIGHTS, INDEX) if (path / name).is_file()]
-        found = (
-            found or sorted(path.glob("*.safetensors")) or sorted(path.glob("*.npz"))
-        )
+        for suffix in SUFFIXES:
+            found = found or sorted(path.glob(f"*{suffix}"))
         if not found:
             for other in sorted(path.iterdir()):
                 _refuse_pickle(other)
             raise CheckpointError(
-                f"{path}: expected {WEIGHTS}, {INDEX} or one .npz file, found none"
+                f"{path}: expected {WEIGHTS}, {INDEX}, one .npz or one .gguf file, "
+                "found none"
             )
         if len(found) > 1 and found[0].name not in (INDEX, WEIGHTS):
             names = ", ".join(file.name for file in found)
@@ -131,8 +132,8 @@ def find_weights(path: Path) -> Path:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file or folder")
     _refuse_pickle(path)
-    if path.suffix not in (".safetensors", ".npz") and path.name != INDEX:
-        raise CheckpointError(f"{path}: expected a .safetensors or .npz file")
+    if path.suffix not in SUFFIXES and path.name != INDEX:
+        raise CheckpointError(f"{path}: expected a .safetensors, .npz or .gguf file")
     return path
 
 

@@ -28,6 +28,7 @@ from peftjax.models.files import (
     open_tensors,
     read_json,
 )
+from peftjax.models.gguf_llama import read_gguf
 from peftjax.models.leaves import Leaf, initial, plan_leaves
 from peftjax.models.names import Source
 
@@ -48,7 +49,8 @@ def load(
 
     The family, one of `FAMILIES`, is recognised from the files: a folder with
     `config.json` and safetensors, in one file or in shards with an index; a ViT also
-    from timm's, or from one of Google's `.npz` files. Every tensor of the file is used
+    from timm's, or from one of Google's `.npz` files; a Llama also from a GGUF file,
+    whose blocks are dequantised. Every tensor of the file is used
     or known to be without use (and logged), and every parameter is filled, except those
     of a new head. Besides the model itself one parameter at a time is in host memory.
 
@@ -75,9 +77,8 @@ def load(
         ValueError: the model cannot have that head.
     """
     weights = find_weights(_resolve(path_or_name))
-    tensors = {_modern(name): t for name, t in open_tensors(weights).items()}
-    beside = weights.parent / "config.json"
-    config = read_json(beside) if beside.is_file() else {}
+    config, found = _opened(weights)
+    tensors = {_modern(name): t for name, t in found.items()}
     with _naming(weights):
         family, kind = recognise({} if weights.suffix == ".npz" else config, tensors)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -93,6 +94,15 @@ def load(
     if family.resize and image_size:
         model, params = family.resize(model, params, image_size)
     return model, {"params": params}
+
+
+def _opened(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what `config.json`, or a GGUF file itself, says; and the tensors."""
+    if weights.suffix == ".gguf":
+        return read_gguf(weights)
+    beside = weights.parent / "config.json"
+    config = read_json(beside) if beside.is_file() else {}
+    return config, open_tensors(weights)
 
 
 def _resolve(path_or_name: str | os.PathLike[str]) -> Path:

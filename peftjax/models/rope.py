@@ -55,8 +55,13 @@ DEFAULT_ROPE = Rope()
 def rotation(
     positions: jax.Array, frequencies: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-    """Return cosine and sine of every angle, float32 `[tokens, 1, head_dim // 2]`."""
-    angles = positions.astype(jnp.float32)[:, None, None] * frequencies
+    """Return cosine and sine of every angle, float32 `[..., 1, head_dim // 2]`.
+
+    Args:
+        positions: `[tokens]`, or `[batch, tokens]` where rows differ.
+        frequencies: of `Rope.frequencies`.
+    """
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -65,8 +70,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
     Args:
         x: `[batch, tokens, heads, d]`.
-        cos: `[tokens, 1, d/2]`, float32.
-        sin: `[tokens, 1, d/2]`, float32.
+        cos: `[tokens, 1, d/2]` or `[batch, tokens, 1, d/2]`, float32.
+        sin: the same shape.
 
     Returns:
         The shape and dtype of x; computed in float32.

@@ -9,6 +9,8 @@ import pytest
 
 import peftjax as pj
 from peftjax.models import Llama, LlamaConfig, Rope, generate, lm_loss, load
+from peftjax.models.llama.places import in_several_texts
+from peftjax.models.rope import rotation
 from tests.helpers.model_cases import (
     MODELS,
     PEFT,
@@ -61,6 +63,32 @@ def test_the_cache_changes_nothing(name, scan):
         parts.append(part)
     assert cache.used == 12
     close(jnp.concatenate(parts, axis=1), whole, np.asarray(mask) == 1)
+
+
+@pytest.mark.parametrize(("name", "scan"), [("llama3", True), ("llama_biased", False)])
+def test_texts_in_one_row_do_not_see_each_other(name, scan):
+    model, variables, io = reference(MODELS / name, scan_layers=scan)
+    ids = jnp.asarray(io["input_ids"][:1])
+    first, second = ids[:, :5], ids[:, 5:9]
+    run = jax.jit(model.apply)
+    row = jnp.concatenate([first, second, jnp.zeros((1, 3), jnp.int32)], axis=1)
+    segments = jnp.array([[1] * 5 + [2] * 4 + [0] * 3])
+    packed = run(variables, row, segment_ids=segments)
+    close(packed[:, :5], run(variables, first))
+    close(packed[:, 5:9], run(variables, second))
+    # Another first text changes nothing of the second, to the bit.
+    other = row.at[:, :5].set((row[:, :5] + 1) % 50)
+    changed = run(variables, other, segment_ids=segments)
+    np.testing.assert_array_equal(changed[:, 5:9], packed[:, 5:9])
+    assert (changed[:, :5] != packed[:, :5]).any()
+
+
+def test_positions_start_anew_with_each_text():
+    frequencies = Rope(theta=100.0).frequencies(4)
+    where = in_several_texts(jnp.array([[1, 1, 2, 2, 2, 0, 0]]), frequencies)
+    expected = rotation(jnp.array([[0, 1, 0, 1, 2, 0, 1]]), frequencies)
+    for found, wanted in zip(where["rotation"], expected):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_greedy_is_the_likeliest_next_token():
@@ -194,6 +222,10 @@ def test_bad_arguments():
         model.apply(variables, ids.astype(float))
     with pytest.raises(ValueError, match="attention_mask of the shape"):
         model.apply(variables, ids, jnp.ones((1, 2)))
+    with pytest.raises(ValueError, match="segment_ids of the shape of input_ids"):
+        model.apply(variables, ids, segment_ids=jnp.ones((1, 2), jnp.int32))
+    with pytest.raises(ValueError, match="without attention_mask and cache"):
+        model.apply(variables, ids, jnp.ones((1, 3)), segment_ids=ids)
     with pytest.raises(ValueError, match="see empty_cache"):
         model.apply(variables, ids, cache=model.empty_cache(1, 2))
     with pytest.raises(ValueError, match="pad prompts on the left"):

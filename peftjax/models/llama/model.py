@@ -8,7 +8,7 @@ Parameters, named as in the original: `embed_tokens`, then per layer `input_laye
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,25 +19,10 @@ from peftjax.models.activations import activation
 from peftjax.models.attention import attend
 from peftjax.models.layers import apply_layers
 from peftjax.models.llama.config import LlamaConfig
-from peftjax.models.rope import rotate, rotation
+from peftjax.models.llama.places import Cache, in_one_text, in_several_texts
+from peftjax.models.rope import rotate
 
 _normal = nn.initializers.normal(0.02)
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far.
-
-    Attributes:
-        key: `[layers, batch, length, key heads, head_dim]`, already rotated.
-        value: the same shape.
-        mask: `[batch, length]`, boolean: the slot holds a token, not padding.
-        used: `[]`, int32: how many slots are filled.
-    """
-
-    key: jax.Array
-    value: jax.Array
-    mask: jax.Array
-    used: jax.Array
 
 
 class _Part(nn.Module):
@@ -165,6 +150,7 @@ class Llama(nn.Module):
         attention_mask: jax.Array | None = None,
         *,
         cache: Cache | None = None,
+        segment_ids: jax.Array | None = None,
         train: bool = False,
         output_hidden_states: bool = False,
     ) -> Any:
@@ -179,6 +165,9 @@ class Llama(nn.Module):
                 absent.
             cache: what earlier calls have seen; the result is then (result, new cache).
                 The caller sees to it that the cache is long enough.
+            segment_ids: `[batch, tokens]`, integers, instead of a mask: several texts
+                in one row, each of one number, 0 for padding. Texts do not see each
+                other, and positions start anew with each.
             train: dropout acts; it draws from the rng `"dropout"`.
             output_hidden_states: append `[layers + 1, batch, tokens, hidden_size]` to
                 the result: embeddings first, the last after the final norm.
@@ -190,11 +179,16 @@ class Llama(nn.Module):
         Raises:
             ValueError: the arguments or the fields do not fit.
         """
-        self._check(input_ids, attention_mask, cache)
-        if attention_mask is None:
-            attention_mask = jnp.ones_like(input_ids)
+        self._check(input_ids, attention_mask, cache, segment_ids)
         config, hidden = self.config, None
-        where, cache = self._where(attention_mask.astype(bool), cache)
+        frequencies = config.rope.frequencies(config.head_dim)
+        if segment_ids is None:
+            ones = jnp.ones_like(input_ids)
+            mask = ones if attention_mask is None else attention_mask
+            where, cache = in_one_text(mask.astype(bool), cache, frequencies)
+        else:
+            mask = segment_ids > 0
+            where = in_several_texts(segment_ids, frequencies)
         table = nn.Embed(
             config.vocab_size,
             config.hidden_size,
@@ -218,30 +212,13 @@ class Llama(nn.Module):
             remat=self.remat,
         )
         x = nn.RMSNorm(config.rms_norm_eps, dtype=self.dtype, name="norm")(carry["x"])
-        result: list[Any] = [self._result(x, attention_mask, table)]
+        result: list[Any] = [self._result(x, mask, table)]
         if cache is not None:
             (key, value), used = carry["cache"], cache.used + x.shape[1]
             result.append(Cache(key, value, cache.mask, used))
         if output_hidden_states:
             result.append(carry["hidden"].at[-1].set(x))
         return tuple(result) if len(result) > 1 else result[0]
-
-    def _where(
-        self, token: jax.Array, cache: Cache | None
-    ) -> tuple[dict[str, Any], Cache | None]:
-        """Return positions and mask of the new tokens, and the cache that has them."""
-        index, new = 0, jnp.arange(token.shape[1])
-        if cache is not None:
-            index = cache.used
-            mask = jax.lax.dynamic_update_slice(cache.mask, token, (0, index))
-            cache, token = cache._replace(mask=mask), mask
-        causal = jnp.arange(token.shape[1]) <= (index + new)[:, None]
-        frequencies = self.config.rope.frequencies(self.config.head_dim)
-        return {
-            "index": index,
-            "mask": (causal & token[:, None, :])[:, None],
-            "rotation": rotation(index + new, frequencies),
-        }, cache
 
     def _result(self, x: jax.Array, mask: jax.Array, table: nn.Embed) -> jax.Array:
         if self.head is None:
@@ -268,7 +245,11 @@ class Llama(nn.Module):
         return output(self.head, "score")(x).astype(jnp.float32)
 
     def _check(
-        self, ids: jax.Array, mask: jax.Array | None, cache: Cache | None
+        self,
+        ids: jax.Array,
+        mask: jax.Array | None,
+        cache: Cache | None,
+        segments: jax.Array | None,
     ) -> None:
         config = self.config
         if config.num_attention_heads % config.num_key_value_heads:
@@ -286,6 +267,13 @@ class Llama(nn.Module):
             raise ValueError(
                 f"Llama: expected attention_mask of the shape of input_ids, "
                 f"{ids.shape}, found {mask.shape}"
+            )
+        if segments is not None and (
+            segments.shape != ids.shape or mask is not None or cache is not None
+        ):
+            raise ValueError(
+                f"Llama: expected segment_ids of the shape of input_ids, {ids.shape}, "
+                f"without attention_mask and cache, found {segments.shape}"
             )
         if cache is not None and (
             cache.mask.shape[0] != ids.shape[0] or cache.mask.shape[1] < ids.shape[1]

@@ -1,0 +1,19 @@
+"""Language models examined: choices by likelihood, answers by text, perplexity."""
+
+from peftjax.evaluation import bbh, gsm8k, mmlu
+from peftjax.evaluation.answers import answer, continued
+from peftjax.evaluation.choices import Question, Scores, score_choices
+from peftjax.evaluation.perplexity import TokenLoss, token_loss
+
+__all__ = [
+    "Question",
+    "Scores",
+    "TokenLoss",
+    "answer",
+    "bbh",
+    "continued",
+    "gsm8k",
+    "mmlu",
+    "score_choices",
+    "token_loss",
+]
