@@ -93,15 +93,10 @@ def _naming(file: Path) -> Iterator[None]:
 
 
 def tokenizer_file(path: str | os.PathLike[str]) -> Path:
-<<<<<<< HEAD
-    """Return the `tokenizer.json` or `spm.model` of a folder, or the file itself."""
-    file = storage.path(path)
-=======
     """Return the file of a folder that holds the tokenizer, or the file itself."""
-    file = Path(path)
+    file = storage.path(path)
     if file.suffix == ".gguf" and (beside := file.parent / _FILES[0]).is_file():
-        return beside
->>>>>>> llm
+        return storage.local(beside)
     if file.is_dir():
         found = [file / name for name in _FILES if (file / name).is_file()]
         found += sorted(file.glob("*.gguf"))
