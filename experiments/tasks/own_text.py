@@ -20,6 +20,7 @@ from experiments.preemption import Stop
 from experiments.tasks.glue import class_loss, outputs
 from experiments.tasks.images import score
 from experiments.tasks.task import Data, Outline, checkpoint, reading, take
+from peftjax import storage
 from peftjax.data import splits, tables, tokenizer
 from peftjax.data.fingerprint import fingerprint
 
@@ -80,7 +81,7 @@ def _read(config: Any) -> tables.Texts:
     columns = config.data.text
     text = (columns,) if isinstance(columns, str) else tuple(columns)
     with reading(config.name):
-        file = tables.find(config.paths.data, config.task)
+        file = storage.local(tables.find(config.paths.data, config.task))
         return _table(file, file.stat().st_mtime_ns, text, config.data.label)
 
 

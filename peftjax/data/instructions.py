@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from peftjax import storage
 from peftjax.data.errors import DataError, read_text
 from peftjax.data.source import MissingData
 from peftjax.data.tables import READERS
@@ -33,7 +34,7 @@ def read(
         MissingData: there is no such file.
         DataError: it is damaged, or a row has other columns, no text or no message.
     """
-    path = Path(path)
+    path = storage.local(path)
     if not path.is_file():
         raise MissingData(f"{path}: no such file of instructions")
     readers = {**READERS, ".json": _json}

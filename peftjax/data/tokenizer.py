@@ -96,7 +96,7 @@ def tokenizer_file(path: str | os.PathLike[str]) -> Path:
     """Return the file of a folder that holds the tokenizer, or the file itself."""
     file = storage.path(path)
     if file.suffix == ".gguf" and (beside := file.parent / _FILES[0]).is_file():
-        return beside
+        return storage.local(beside)
     if file.is_dir():
         found = [file / name for name in _FILES if (file / name).is_file()]
         found += sorted(file.glob("*.gguf"))

@@ -99,7 +99,7 @@ def load(
 def _opened(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what `config.json`, or a GGUF file itself, says; and the tensors."""
     if weights.suffix == ".gguf":
-        return read_gguf(weights)
+        return read_gguf(storage.local(weights))
     beside = weights.parent / "config.json"
     config = read_json(beside) if beside.is_file() else {}
     return config, open_tensors(weights)
