@@ -26,6 +26,9 @@ SPLIT = {"data": 1, "fsdp": 0}
 PATHS = {"cache": ".cache", "data": "data", "model": ""}
 EVERY = ("query", "key", "value", "output", "up", "down")
 
+_ADALORA = pj.AdaLoRA(
+    rank=12, alpha=16.0, target_rank=8, warmup=0.1, final=0.3, every=10
+)
 # Method and learning rate: where to start from; `experiments.sweep` chooses better.
 METHODS: dict[str, tuple[Any, float]] = {
     "full": ("full", 3e-5),
@@ -33,6 +36,7 @@ METHODS: dict[str, tuple[Any, float]] = {
     "bitfit": ("bitfit", 1e-3),
     "lora": (pj.LoRA(rank=8, alpha=16.0), 5e-4),
     "dora": (pj.DoRA(rank=8, alpha=16.0), 5e-4),
+    "adalora": (_ADALORA, 1e-3),
     "hydra": (pj.Hydra(rank=8), 1e-3),
     "hydralora": (pj.HydraLoRA(rank=8, alpha=16.0), 5e-4),
     "glora": (pj.GLoRA(rank=8), 5e-4),
@@ -43,6 +47,7 @@ METHODS: dict[str, tuple[Any, float]] = {
 }
 # What the trainers of the GLUE papers leave out of the weight decay.
 NO_DECAY = (r".*(bias|norm\w*/scale)(/value)?",)
+SEARCHED = "glora_search"  # a supernet and its search, where a configuration has one
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
@@ -94,15 +99,26 @@ def no_decay(rules: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return {"no_decay": NO_DECAY} if trained else {}
 
 
-def own_images(task: str, method: str, seed: int, model: str, **given: Any) -> Any:
-    """Return the configuration of your own images on a ViT.
+def own_images(
+    task: str,
+    method: str,
+    seed: int,
+    model: str,
+    architecture: str = "vit",
+    options: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Any:
+    """Return the configuration of your own images on a ViT or a DINOv2.
 
     Args:
         task: the folder `<class>/<image>` under `paths.data`, or the npz file there.
         method: one of `METHODS`.
         seed: of the run; the split has its own, `data.split_seed`.
         model: the checkpoint, as `pj.models.load` takes it.
-        **given: other settings, `optim={"lr": 1e-3}` for one; see below.
+        architecture: of the checkpoint, as `peftjax.presets.rules` calls it.
+        options: for `pj.models.load`, `dtype` for one.
+        **given: other settings, `optim={"lr": 1e-3}` for one; see below. With
+            `search`, of `experiments.search`, there is a method `glora_search`.
     """
     settings = {
         "name": "own_images",
@@ -110,7 +126,8 @@ def own_images(task: str, method: str, seed: int, model: str, **given: Any) -> A
         "train": {"epochs": 20, "batch": 32, "eval_batch": 64, "eval_epochs": 5},
         "optim": {"schedule": "cosine", "weight_decay": 1e-4, "warmup": 0.1},
     }
-    return _own("images", "vit", task, method, seed, model, settings, given)
+    given["model"] = dict(options or {})
+    return _own("images", architecture, task, method, seed, model, settings, given)
 
 
 def own_text(task: str, method: str, seed: int, model: str, **given: Any) -> Any:
@@ -146,7 +163,11 @@ def own_text(task: str, method: str, seed: int, model: str, **given: Any) -> Any
 
 
 def _own(kind, family, task, method, seed, model, settings, given) -> ConfigDict:
-    adapter, lr = METHODS[known(method, METHODS, "method")]
+    searched = (SEARCHED,) if "search" in given else ()
+    known(method, (*METHODS, *searched), "method")
+    if method != SEARCHED:
+        given.pop("search", None)
+    adapter, lr = METHODS["glora" if method == SEARCHED else method]
     settings["optim"]["lr"] = lr
     # A pooler that the checkpoint lacks is drawn like the classifier, and has to learn.
     head = {"classifier/.*": "(pooler|classifier)/.*"}
@@ -163,4 +184,5 @@ def _own(kind, family, task, method, seed, model, settings, given) -> ConfigDict
     for key, value in given.items():
         group = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = {**merged[key], **value} if group else value
-    return run(**{"tasks": (task,), "methods": METHODS, **merged})
+    table = {"all_methods": (*METHODS, *searched)}
+    return run(**{"tasks": (task,), "methods": METHODS, "table": table, **merged})

@@ -8,7 +8,7 @@ rates are the best of `grid` by `experiments.sweep`: mean accuracy on the valida
 split over three seeds that the table does not use; the smaller of two equals.
 
 `--methods glora_search` is GLoRA as its paper has it, a supernet and its search, which
-takes minutes for each seed.
+takes minutes for each seed; `--methods adalora` has LoRA's rate, not one of its own.
 """
 
 from ml_collections import ConfigDict
@@ -46,8 +46,23 @@ METHODS = {
     "ssf": (3e-2, ((LINEAR, pj.SSF()), HEAD)),
     "ia3": (1e-2, ((QKV, pj.IA3()), (FC2, pj.IA3(side="input")), HEAD)),
 }
+RANKS = pj.AdaLoRA(
+    rank=6,
+    alpha=8.0,
+    target_rank=4,
+    warmup=0.1,
+    final=0.3,
+    every=5,
+    penalty_weight=0.01,
+)
+# In the table where `--methods` names them.
+ON_REQUEST = {
+    "adalora": (1e-2, ((LINEAR, RANKS), HEAD)),
+    "glora_search": METHODS["glora"],
+}
 SEARCH = {"limit": 12_000, "population": 20, "generations": 10}
 SEARCH |= {"parents": 5, "mutants": 10, "crossovers": 10}
+EVERY = {**METHODS, **ON_REQUEST}
 
 
 def config(task: str = "digits", method: str = "lora", seed: int = 0) -> ConfigDict:
@@ -57,8 +72,7 @@ def config(task: str = "digits", method: str = "lora", seed: int = 0) -> ConfigD
         UnknownName: an unknown task or method; the nearest valid one is named.
     """
     known(task, ["digits"], "task")
-    known(method, [*METHODS, "glora_search"], "method")
-    lr, rules = METHODS[method.removesuffix("_search")]
+    lr, rules = EVERY[known(method, EVERY, "method")]
     return defaults.run(
         name="quickstart",
         family="digits",
@@ -83,7 +97,7 @@ def config(task: str = "digits", method: str = "lora", seed: int = 0) -> ConfigD
         grid=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         tasks=("digits",),
         methods=METHODS,
-        table={"all_methods": (*METHODS, "glora_search")},
+        table={"all_methods": tuple(EVERY)},
         **({"search": SEARCH} if method == "glora_search" else {}),
     )
 

@@ -173,26 +173,12 @@ class Generation(Struct):
     best_so_far: float
 
 
-class State(Struct):
-    """Where a search is; see `peftjax.search.evolve`."""
+class Search(Struct):
+    """`search.json`: where a search is; see `peftjax.search.evolve`."""
 
     search: dict[str, Any]
     archive: Annotated[list[Candidate], Meta(min_length=1)]
     history: Annotated[list[Generation], Meta(min_length=1)]
-
-
-class Search(Struct):
-    """`search.json`."""
-
-    settings: dict[str, Any]
-    state: State | None
-
-
-class Searched(Finished, tag="finished"):
-    """The `result.json` of a search."""
-
-    search: dict[str, Any]
-    structure: dict[str, dict[str, str]]
 
 
 def read(file: Path, schema: Any, remedy: str) -> dict[str, Any]:

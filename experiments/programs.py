@@ -8,7 +8,7 @@ the same shapes, compiles nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,11 +18,13 @@ import optax
 from ml_collections import ConfigDict
 
 import peftjax as pj
+from experiments.checks import UnfitSettings
 from experiments.measure import bound, plain
 from experiments.meshes import accumulate_of, mesh_of
 from experiments.optimizer import optimizer
 from experiments.records import digest
 from peftjax.parallel.sharding import replicated
+from peftjax.search import allocate
 from peftjax.training.evaluation import make_eval
 from peftjax.training.state import TrainState, fresh_state
 from peftjax.training.step import make_step
@@ -78,20 +80,30 @@ class ProgramCache:
         self._programs: dict[Any, Programs] = {}
         self._frozen: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
-    def of(self, config: ConfigDict, outline: Outline) -> Programs:
-        """Return the programs of a run; weights, seed and rate are arguments."""
-        method = digest(config.rules, _shape_of(config.optim))
+    def of(self, config: ConfigDict, outline: Outline, steps: int) -> Programs:
+        """Return the programs of a run; weights, seed and rate are arguments.
+
+        Raises:
+            UnfitSettings: a schedule of ranks is not of as many updates as the run.
+        """
+        rules = _timed(config, steps)
+        method = digest(rules, _shape_of(config.optim))
         mesh = mesh_of(config) if self.mesh is None else self.mesh
         key = outline.model, outline.loss, method, mesh, accumulate_of(config)
         if key not in self._programs:
             if any(other[2] != method for other in self._programs):
                 self._programs.clear()  # tables go method by method; keep memory flat
-            self._programs[key] = self._compiled(config, outline, mesh)
+            self._programs[key] = self._compiled(config, outline, rules, mesh)
         return self._programs[key]
 
-    def _compiled(self, config: ConfigDict, outline: Outline, mesh: Any) -> Programs:
+    def _compiled(
+        self,
+        config: ConfigDict,
+        outline: Outline,
+        rules: dict[str, pj.Method],
+        mesh: Any,
+    ) -> Programs:
         model, example = outline.model, outline.example
-        rules = dict(config.rules)
         peft = pj.adapt(model.apply, outline.abstract(), *example, rules=rules)
         frozen = model, outline.loss
         if frozen not in self._frozen:
@@ -99,7 +111,9 @@ class ProgramCache:
                 bound(model, outline.loss, outline.entry),
                 plain(model, outline.outputs),
             )
-        update_frozen = self.update_frozen and self.update_frozen(peft)
+        moves = self.update_frozen
+        if any(isinstance(method, pj.AdaLoRA) for method in rules.values()):
+            moves = allocate
         descent = optimizer(config.optim, 2, 1)
         step = make_step(
             peft,
@@ -107,7 +121,7 @@ class ProgramCache:
             outline.loss,
             mesh,
             accumulate=accumulate_of(config),
-            update_frozen=update_frozen,
+            update_frozen=moves and moves(peft),
         )
         return Programs(
             peft,
@@ -144,6 +158,25 @@ def starter(
         return compiled(np.uint32(seed), variables, data, adapters)
 
     return call
+
+
+def _timed(config: ConfigDict, steps: int) -> dict[str, pj.Method]:
+    """Return the rules of a run, AdaLoRA's with the length of its schedule."""
+    rules = dict(config.rules)
+    for pattern, method in rules.items():
+        if not isinstance(method, pj.AdaLoRA):
+            continue
+        where = f"{config.name}, {config.method}: {pattern}"
+        if method.total_steps not in (None, steps):
+            raise UnfitSettings(
+                f"{where}: total_steps={method.total_steps}: expected {steps}, the "
+                "updates of the run; leave it out"
+            )
+        try:
+            rules[pattern] = replace(method, total_steps=steps)
+        except ValueError as error:
+            raise UnfitSettings(f"{where}: {error}") from error
+    return rules
 
 
 def _shape_of(optim: ConfigDict) -> dict[str, Any]:

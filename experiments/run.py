@@ -54,7 +54,7 @@ class Run:
             config, len(self.data.train["label"])
         )
         self.base = family.base(config, self.outline, stop)
-        self.programs = (cache or ProgramCache()).of(config, self.outline)
+        self.programs = (cache or ProgramCache()).of(config, self.outline, self.steps)
         batch, mesh = config.train.batch, self.programs.mesh
         check_batch("train.batch", batch, mesh, accumulate_of(config))
         self.peft = self.programs.peft

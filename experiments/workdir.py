@@ -28,13 +28,19 @@ from peftjax.parallel.distributed import is_main, led
 PLAN, SETTINGS, RESULT = "plan.json", "settings.json", "result.json"
 METRICS, CHECKPOINTS, MERGED = "metrics.jsonl", "checkpoints", "merged.safetensors"
 ADAPTER, BEST = "adapter", "best"
-# All that a run ever writes.
+SEARCH, SUPERNET, RETRAINED = "search.json", "supernet", "retrained"
+ARCHIVE, STRUCTURE = "archive.png", "structure.png"
+UNFINISHED = (CHECKPOINTS, SEARCH, SUPERNET)
+# All that a run ever writes, a search too.
 FILES = (
     RESULT,
     *(f"{name}.{kind}" for name in (ADAPTER, BEST) for kind in ("json", "safetensors")),
     MERGED,
     METRICS,
-    CHECKPOINTS,
+    ARCHIVE,
+    STRUCTURE,
+    RETRAINED,
+    *UNFINISHED,
     SETTINGS,
 )
 KIND = "run of peftjax"
@@ -76,7 +82,7 @@ class RunFolder:
             DamagedFile: the result is not a whole one of this run.
         """
         own = _settings(config)
-        held = (self.path / RESULT).exists() or (self.path / CHECKPOINTS).exists()
+        held = any((self.path / name).exists() for name in (RESULT, *UNFINISHED))
         if held and not resume:
             raise FileExistsError(
                 f"{self.path}: holds a run; --resume, or --force deletes it"

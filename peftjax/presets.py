@@ -9,6 +9,7 @@
 | HRA | every linear* | every linear | q, v |
 | OFT | every linear* | every linear* | q, v* |
 | IA3 | output of k, v; input of the second MLP layer | the same | the same |
+| AdaLoRA | every linear* | every linear | every linear* |
 | LoKr | every linear | every linear* | every linear* |
 | SSF | every linear and the patches | every linear* | every linear* |
 
@@ -40,6 +41,7 @@ _LORA = ("query", "value")
 _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.LoRA: {"": _LORA},
     methods.DoRA: {"": _LORA},
+    methods.AdaLoRA: {"": _EVERY},
     methods.LoKr: {"": _EVERY},
     methods.Composition: {"": _LORA},
     methods.Hydra: {"": ("down",), "vit": ("output", "down")},

@@ -1,5 +1,5 @@
 """GLoRA as its paper has it: a supernet, its search, one evaluation."""
 
-from experiments.search.work import SEARCH, run
+from experiments.search.work import run
 
-__all__ = ["SEARCH", "run"]
+__all__ = ["run"]

@@ -50,7 +50,7 @@ def supernet(config: ConfigDict) -> ConfigDict:
 def changed(config: ConfigDict, **values: Any) -> ConfigDict:
     changed = config.copy_and_resolve_references()
     for key, value in values.items():
-        with changed.ignore_type():
+        with changed.unlocked(), changed.ignore_type():
             changed[key] = value
     return changed
 
@@ -93,10 +93,15 @@ def trained(one: Run, place: Path, stop: Stop | None) -> Any:
     return jax.device_get(one.peft.combine(state.trainable, state.frozen))
 
 
-def scores_of(one: Run, space: Space, adapters: Any) -> Callable[[Any], Any]:
-    """Return the fitness: the task's metric on the split that is selected on."""
-    split = one.data.test if on_test(one.config) else one.data.validation
-    if split is None:
+def scores_of(
+    one: Run, space: Space, adapters: Any, split: Any = None
+) -> Callable[[Any], Any]:
+    """Return the task's metric of structures on a split.
+
+    By default the fitness: on the one that is selected on.
+    """
+    selected = one.data.test if on_test(one.config) else one.data.validation
+    if (split := selected if split is None else split) is None:
         raise UnfitSettings(
             f"{one.config.name}, {one.config.task}: has no validation split to select "
             "a structure on"

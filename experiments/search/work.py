@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,9 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments import costs, documents, finetune
-from experiments.claims import LOCK, claim
 from experiments.preemption import Stop, Stopped
 from experiments.programs import ProgramCache
-from experiments.records import circumstances, identity, plain
+from experiments.records import circumstances, plain
 from experiments.run import Run
 from experiments.search.pictures import archive_png, structure_png
 from experiments.search.supernet import (
@@ -29,10 +26,15 @@ from experiments.search.supernet import (
 )
 from experiments.workdir import (
     ADAPTER,
+    ARCHIVE,
     MERGED,
     RESULT,
-    Busy,
-    differences,
+    RETRAINED,
+    SEARCH,
+    STRUCTURE,
+    SUPERNET,
+    RunFolder,
+    claimed,
     finite,
 )
 from peftjax import storage
@@ -44,7 +46,6 @@ from peftjax.parallel.distributed import any_of, led
 from peftjax.search import Found, Space, draw, evolve
 from peftjax.training.loop import NonFiniteLoss
 
-SEARCH, SUPERNET, RETRAINED = "search.json", "supernet", "retrained"
 REMEDY = "choose another --workdir"
 ON_TEST = "**the structure was selected on the test split, as in the first release**"
 
@@ -64,7 +65,7 @@ def run(
 
     Args:
         config: of a run of GLoRA.
-        workdir: the search's folder.
+        workdir: the search's folder; see `experiments.workdir`.
         limit: the most parameters of a structure, as `Space.count` counts.
         retrain: train the found structure from scratch before its evaluation.
         resume: continue the folder's search, or return its result.
@@ -76,135 +77,105 @@ def run(
         Busy: another process is at this search.
         DamagedFile: `search.json` is not whole.
         FileExistsError: the folder holds a search and `resume` is off, one of other
-            settings, or other files.
+            settings, or files in the way that are no search's.
         Preempted: it was asked to stop within the supernet's training.
         Stopped: it was asked to stop between generations.
         UnfitSettings: nothing to search, or no structure is within the limit.
     """
-    config = supernet(config)
     chosen = {"limit": limit, "retrain": retrain, **settings}
-    own = {**identity(config), **{f"search.{k}": v for k, v in chosen.items()}}
-    with ExitStack() as stack:
-
-        def ours() -> bool:
-            _refuse_guests(workdir)  # before a lock file is written among them
-            return stack.enter_context(claim(workdir)) is not None
-
-        if not led(ours):
-            raise Busy(f"{workdir}: another process is at this search")
-        state = led(lambda: _begun(workdir, json.loads(json.dumps(own)), resume))
-        if finished := led(lambda: _finished(workdir)):
+    config = changed(supernet(config), search=chosen)
+    with claimed(workdir) as folder:
+        finished = led(lambda: folder.held(config, resume))
+        if finished is not None:
             return finished
-        one = Run(
-            config,
-            ProgramCache(mesh, update_frozen=draw),
-            choose=not on_test(config),
-            stop=stop,
-        )
-
-        def save(state: dict[str, Any]) -> None:
-            led(lambda: _write(workdir, own, state))
-            if stop is not None and any_of(stop()):
-                raise Stopped(f"{workdir}: stopped between generations")
-
-        result = {**_searched(one, workdir, chosen, state, save, stop), **_common(one)}
+        state = led(lambda: _state(workdir / SEARCH))
+        cache = ProgramCache(mesh, update_frozen=draw)
+        one = Run(config, cache, choose=not on_test(config), stop=folder.asking(stop))
+        space = space_of(one, limit, settings, state)
+        folder.begin(config)
+        result = {**_searched(one, space, folder, state, stop), **_common(one)}
+        folder.own(RESULT)
         led(lambda: storage.write_json(workdir / RESULT, result))
         return result
 
 
-def _finished(workdir: Path) -> dict[str, Any] | None:
-    if not (workdir / RESULT).exists():
-        return None
-    schema = documents.Searched | documents.Failed
-    return documents.read(workdir / RESULT, schema, REMEDY)
+def _state(file: Path) -> dict[str, Any] | None:
+    there = file.exists()
+    return documents.read(file, documents.Search, REMEDY) if there else None
 
 
 def _searched(
     one: Run,
-    workdir: Path,
-    chosen: dict[str, Any],
+    space: Space,
+    folder: RunFolder,
     state: dict[str, Any] | None,
-    save: Callable[[dict[str, Any]], None],
     stop: Stop | None,
 ) -> dict[str, Any]:
     """Train the supernet, search it, and return what was found and its score."""
-    settings = dict(chosen)
+    settings, place = one.config.search.to_dict(), folder.path
     limit, retrain = settings.pop("limit"), settings.pop("retrain")
-    space = space_of(one, limit, settings, state)
+    folder.own(SUPERNET)
     try:
-        adapters = trained(one, workdir / SUPERNET, stop)
+        adapters = trained(one, place / SUPERNET, folder.asking(stop))
     except NonFiniteLoss as error:
         return {"status": "failed", "error": error.what}
+
+    def save(state: dict[str, Any]) -> None:
+        folder.own(SEARCH)
+        text = json.dumps(state, allow_nan=False)
+        led(lambda: storage.write_text(place / SEARCH, text + "\n"))
+        if any_of(folder.asking(stop)()):
+            raise Stopped(f"{place}: stopped between generations")
+
     score, key = scores_of(one, space, adapters), jax.random.key(one.config.seed)
     found = evolve(score, space, limit, key, **settings, state=state, save=save)
-    led(lambda: _draw(one, space, found, workdir))
-    subnet = pj.to_glora(one.peft, space.place(adapters, found.best.genes))
-    tested = _tested(one, subnet, workdir, retrain, stop)
-    return {**tested, **_facts(space, found, chosen)}
-
-
-def _draw(one: Run, space: Space, found: Found, workdir: Path) -> None:
+    folder.own(ARCHIVE, STRUCTURE)
     pictures = {
-        "archive.png": archive_png(found, one.outline.metric),
-        "structure.png": structure_png(space, found.best),
+        ARCHIVE: archive_png(found, one.outline.metric),
+        STRUCTURE: structure_png(space, found.best),
     }
+    led(lambda: _draw(place, pictures))
+    subnet = pj.to_glora(one.peft, space.place(adapters, found.best.genes))
+    tested = (_retrained if retrain else _tested)(one, subnet, folder, stop)
+    return {**tested, **_facts(space, found, one.config.search.to_dict())}
+
+
+def _draw(place: Path, pictures: dict[str, bytes]) -> None:
     for name, picture in pictures.items():
-        with storage.replacing(workdir / name) as new:
+        with storage.replacing(place / name) as new:
             new.write_bytes(picture)
 
 
-def _refuse_guests(workdir: Path) -> None:
-    if workdir.exists() and not (workdir / SEARCH).exists():
-        for path in workdir.iterdir():
-            if path.name != LOCK:
-                raise FileExistsError(
-                    f"{path}: expected an absent or empty folder, or one of a search; "
-                    f"{REMEDY}"
-                )
+def _fixed(one: Run, subnet: Subnet) -> ConfigDict:
+    return changed(one.config, rules=tuple(subnet.rules.items()), selection="last")
 
 
-def _begun(workdir: Path, own: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-    """Make the folder a search's, or return the state of its search."""
-    file = workdir / SEARCH
-    if not file.exists():
-        _write(workdir, own, None)
-        return None
-    found = documents.read(file, documents.Search, REMEDY)
-    if not resume:
-        raise FileExistsError(f"{workdir}: holds a search; --resume continues it")
-    if lines := differences(own, found["settings"]):
-        raise FileExistsError(
-            f"{file}: the folder's search is of other settings; give those, or another "
-            "--workdir\n  " + "\n  ".join(lines)
-        )
-    return found["state"]
-
-
-def _write(workdir: Path, own: dict[str, Any], state: dict[str, Any] | None) -> None:
-    text = json.dumps({"settings": own, "state": state}, allow_nan=False)
-    storage.write_text(workdir / SEARCH, text + "\n")
+def _retrained(
+    one: Run, subnet: Subnet, folder: RunFolder, stop: Stop | None
+) -> dict[str, Any]:
+    """Train the found subnet from scratch, in a folder of its own, and test it."""
+    folder.own(RETRAINED)
+    cache, place = ProgramCache(one.programs.mesh), folder.path / RETRAINED
+    stop, config = folder.asking(stop), _fixed(one, subnet)
+    return finetune.run(config, place, resume=True, cache=cache, stop=stop)
 
 
 def _tested(
-    one: Run, subnet: Subnet, workdir: Path, retrain: bool, stop: Stop | None
+    one: Run, subnet: Subnet, folder: RunFolder, stop: Stop | None
 ) -> dict[str, Any]:
     """Leave adapter and merged model of the found subnet; score it once on test."""
-    rules, cache = tuple(subnet.rules.items()), ProgramCache(one.programs.mesh)
-    config = changed(one.config, rules=rules, selection="last")
-    if retrain:
-        place = workdir / RETRAINED
-        return finetune.run(config, place, resume=True, cache=cache, stop=stop)
+    config, cache = _fixed(one, subnet), ProgramCache(one.programs.mesh)
     fixed, adapters = Run(config, cache, stop=stop), subnet.adapters
-
-    def save() -> int:
-        tensors, _ = files.save(workdir / ADAPTER, fixed.peft, adapters, fixed.base)
-        try:
-            save_tree(workdir / MERGED, fixed.peft.merge(fixed.base, adapters))
-        except pj.NotMergeable as error:
-            print(f"no merged weights: {error}", flush=True)
-        return storage.size(tensors)
-
-    size = led(save)
+    place = folder.path
+    folder.own(f"{ADAPTER}.json", f"{ADAPTER}.safetensors")
+    size = led(lambda: _saved(fixed, place / ADAPTER, adapters))
+    try:
+        merged = fixed.peft.merge(fixed.base, adapters)
+    except pj.NotMergeable as error:
+        print(f"no merged weights: {error}", flush=True)
+    else:
+        folder.own(MERGED)
+        led(lambda: str(save_tree(place / MERGED, merged)))
     return {
         "status": "finished",
         "scores": finite(fixed.score(adapters, fixed.data.test)),
@@ -212,6 +183,12 @@ def _tested(
         "data": list(fixed.data.fingerprints),
         **costs.size(fixed.peft),
     }
+
+
+def _saved(fixed: Run, place: Path, adapters: Any) -> int:
+    """Leave the adapter's files; return the bytes of its arrays."""
+    tensors, _ = files.save(place, fixed.peft, adapters, fixed.base)
+    return storage.size(tensors)
 
 
 def _common(one: Run) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from experiments.meshes import mesh_of
 from experiments.plan import folder
 from experiments.preemption import Stopped
 from experiments.programs import ProgramCache
-from experiments.workdir import RESULT, Busy, claimed
+from experiments.workdir import RESULT, SEARCH, Busy, claimed
 from peftjax.parallel.distributed import any_of, led
 
 POLL_SECONDS = 5.0
@@ -100,7 +100,7 @@ def _result(config: ConfigDict, place: Path, cache: ProgramCache, stop: Any) -> 
 def _refuse_searches(places: Sequence[Path]) -> None:
     """Raise where a search would have to be deleted, which takes hours to repeat."""
     for place in places:
-        if (place / search.SEARCH).exists():
+        if (place / SEARCH).exists():
             raise FileExistsError(
                 f"{place}: holds a search, which --force does not repeat; delete the "
                 "folder, or leave --force out"

@@ -1,8 +1,9 @@
-"""Your own images, `<class>/<image>` or an npz file, by a pretrained ViT.
+"""Your own images, `<class>/<image>` or an npz file, by a pretrained ViT or DINOv2.
 
 `paths.data` holds them under the name of the task, `paths.model` is the checkpoint.
 They are split by `data.split_seed` into training, validation and test examples, eight,
-one and one in ten of each class.
+one and one in ten of each class, unless the file is split already. `data.size` is the
+side they are resized to, by default the model's.
 """
 
 from __future__ import annotations
@@ -27,15 +28,14 @@ from experiments.tasks.task import (
 )
 from peftjax import storage
 from peftjax.data import folder
-from peftjax.data.splits import by_seed
 
-OPTIONS = ("image_size", "drop_path", "fused_qkv")
+OPTIONS = ("image_size", "drop_path", "fused_qkv", "dtype")
 
 
 def outline(config: Any) -> Outline:
     """Return what follows from the configuration, the checkpoint and the classes."""
     model, _ = _loaded(config)
-    norm, size = config.data.normalisation, model.image_size
+    norm, size = config.data.normalisation, _size(config)
     return Outline(
         model=model,
         example=(jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),),
@@ -54,7 +54,7 @@ def base(config: Any, outline: Outline, stop: Stop | None = None) -> Any:
 
 
 def data(config: Any, choose: bool) -> Data:
-    size = _loaded(config)[0].image_size
+    size = _size(config)
     splits, _ = folder.load(_place(config), size=size, seed=config.data.split_seed)
     arrays, prints = {}, []
     for name, split in splits.items():
@@ -70,7 +70,13 @@ def data(config: Any, choose: bool) -> Data:
 def count(config: Any) -> int:
     found, seed = _opened(config, 1), config.data.split_seed
     with reading(f"{config.name}: {_place(config)}"):
-        return len(by_seed(found.labels, found.classes, seed)["train"])
+        return len(found.rows(seed)["train"])
+
+
+def _size(config: Any) -> int:
+    model, _ = _loaded(config)
+    own = getattr(model, "config", model).image_size
+    return config.data.get("size", own)
 
 
 def _place(config: Any) -> Path:

@@ -75,6 +75,8 @@ class Method:
         gated: the formula weighs its heads by gates that depend on x; its argument
             `gates [heads]`, where given, stands in for them, so that the layer merges.
             Such a method has a field `heads`.
+        moved_by: what gives the `update_frozen` of `make_step` that moves the frozen
+            leaves while training, for a method that is not itself without.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ()
@@ -84,6 +86,7 @@ class Method:
     replaces: ClassVar[bool] = False
     shared: ClassVar[tuple[str, ...]] = ()
     gated: ClassVar[bool] = False
+    moved_by: ClassVar[str] = ""
 
     @property
     def at_init(self) -> AtInit:
@@ -123,10 +126,6 @@ class Method:
     def gates(self, p: Params, x: Any) -> Any:
         """Return the gates `[..., heads]` of a `gated` method, float32."""
         raise NotImplementedError
-
-    def draw(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Return frozen leaves of one layer drawn anew, where a search asks for it."""
-        return {}
 
     def check(self, layer: Layer) -> None:
         """Raise ValueError where the settings do not fit the layer."""

@@ -242,16 +242,6 @@ class Peft:
 
         return mean_gates(run, zeros)
 
-    def sample(self, adapters: Adapters, key: jax.Array) -> Adapters:
-        """Return adapters with what a search draws (GLoRA's structures) drawn anew."""
-        drawn = dict(adapters)
-        for site in self.sites:
-            site_key = jax.random.fold_in(key, site.index)
-            keys = jax.random.split(site_key, site.stack) if site.stack else site_key
-            fresh = site.stacked(site.method.draw)(keys)
-            drawn[site.path] = {**adapters[site.path], **fresh}
-        return drawn
-
     def penalty(self, adapters: Adapters) -> jax.Array:
         """Return the sum of the methods' own terms of the loss, a float32 scalar."""
         return jnp.asarray(

@@ -2,8 +2,10 @@
 
     photos/cat/1.jpg photos/cat/2.png photos/dog/1.jpg ...
     photos.npz: images [N, H, W, 1 or 3] uint8, labels [N], perhaps class_names
+    photos.npz, split already: train_images, train_labels, val_images, ... test_labels
 
-They are split by a seed (`peftjax.data.splits`); classes are in alphabetical order.
+What is not split already is split by a seed (`peftjax.data.splits`); classes are in
+alphabetical order.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,9 +23,10 @@ from peftjax.data import source
 from peftjax.data.errors import DataError
 from peftjax.data.images import EXTENSIONS, Encoded, Images, Split, png, read_files
 from peftjax.data.npz import open_npz
-from peftjax.data.splits import by_seed
+from peftjax.data.splits import SPLITS, by_seed
 
 _SHOWN = 3
+_GIVEN = ("train", "val", "test")  # the arrays of `SPLITS` in a file
 
 
 class FolderError(DataError):
@@ -37,11 +40,24 @@ class Pictures(NamedTuple):
         images: `[N, size, size, 3]`, uint8, read when indexed.
         labels: `[N]`, int32.
         classes: names, in the order of the labels.
+        given: the first row of validation and of test, where the file is split.
     """
 
     images: Images
     labels: np.ndarray
     classes: tuple[str, ...]
+    given: tuple[int, int] | None = None
+
+    def rows(self, seed: int) -> dict[str, np.ndarray]:
+        """Return the rows of each split: the file's own, or drawn by the seed.
+
+        Raises:
+            ValueError: too few images to split.
+        """
+        if self.given is None:
+            return by_seed(self.labels, self.classes, seed)
+        parts = np.split(np.arange(len(self.labels)), self.given)
+        return dict(zip(SPLITS, parts))
 
 
 def read(path: str | os.PathLike[str], size: int) -> Pictures:
@@ -77,14 +93,14 @@ def load(
     Args:
         path: as in `read`.
         size: as in `read`.
-        seed: of the split.
+        seed: of the split, where the file has none of its own.
 
     Raises:
         As `read`; FolderError too where there are too few images to split.
     """
     found, name = read(path, size), storage.path(path).name
     try:
-        parts = by_seed(found.labels, found.classes, seed)
+        parts = found.rows(seed)
     except ValueError as error:
         raise FolderError(f"{path}: {error}") from error
     return {
@@ -132,23 +148,21 @@ def _folder(root: Path, size: int) -> Pictures:
 def _arrays(path: Path, size: int) -> Pictures:
     with open_npz(path) as opened:
         headers = opened.headers
-        if missing := {"images", "labels"} - headers.keys():
+        split = "images" not in headers and "train_images" in headers
+        prefixes = [f"{part}_" for part in _GIVEN] if split else [""]
+        wanted = [(f"{p}images", f"{p}labels") for p in prefixes]
+        if missing := {name for pair in wanted for name in pair} - headers.keys():
             raise FolderError(
                 f"{path}: expected arrays images and labels, {sorted(missing)} not "
                 f"found; found {sorted(headers)}"
             )
-        images, given = headers["images"], headers["labels"]
-        four = len(images.shape) == 4 and images.shape[3] in (1, 3)
-        fits = given.shape == images.shape[:1] and given.dtype.kind in "iu"
-        if not (four and fits) or images.dtype != np.uint8:
-            raise FolderError(
-                f"{path}: expected images uint8 [N, H, W, 1 or 3] and N integers as "
-                f"labels, found {images} and {given}"
-            )
-        kept = {"images", "labels", "class_names"} & headers.keys()
-        content = {name: opened[name] for name in kept}
-    pixels, labels = content["images"], content["labels"]
-    names = content.get("class_names", range(int(labels.max(initial=-1)) + 1))
+        for pair in wanted:
+            _check_arrays(path, *(headers[name] for name in pair))
+        parts = [tuple(opened[name] for name in pair) for pair in wanted]
+        labels = np.concatenate([part for _, part in parts])
+        known = range(int(labels.max(initial=-1)) + 1)
+        names = opened["class_names"] if "class_names" in headers else known
+    pixels = [image for part, _ in parts for image in part]
     classes = tuple(str(name) for name in names)
     _several(path, classes)
     source.check_labels(f"{path}, labels", labels, 0, len(classes) - 1)
@@ -156,7 +170,20 @@ def _arrays(path: Path, size: int) -> Pictures:
     def read(rows: Sequence[int]) -> list[Encoded]:
         return [(png(pixels[row]), f"{path}, image {row}") for row in rows]
 
-    return Pictures(Images(read, len(labels), size), labels.astype(np.int32), classes)
+    ends = [int(end) for end in np.cumsum([len(part) for _, part in parts])]
+    given = (ends[0], ends[1]) if split else None
+    images = Images(read, len(labels), size)
+    return Pictures(images, labels.astype(np.int32), classes, given)
+
+
+def _check_arrays(path: Path, images: Any, labels: Any) -> None:
+    four = len(images.shape) == 4 and images.shape[3] in (1, 3)
+    fits = labels.shape == images.shape[:1] and labels.dtype.kind in "iu"
+    if not (four and fits) or images.dtype != np.uint8:
+        raise FolderError(
+            f"{path}: expected images uint8 [N, H, W, 1 or 3] and N integers as "
+            f"labels, found {images} and {labels}"
+        )
 
 
 def _several(path: Path, classes: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """One file, one method, one paper; `ALL` is the list of them."""
 
 from peftjax.core.method import Method
+from peftjax.methods.adalora import AdaLoRA
 from peftjax.methods.composition import Composition
 from peftjax.methods.dora import DoRA
 from peftjax.methods.full import Full
@@ -19,6 +20,7 @@ from peftjax.methods.ssf import SSF
 __all__ = [
     "LoRA",
     "DoRA",
+    "AdaLoRA",
     "LoKr",
     "Hydra",
     "HydraLoRA",

@@ -32,7 +32,7 @@ class GLoRASupernet(Method):
     The cheaper forms share entries with the LoRA factors: vector is `a_out[0]`
     (`c_in[:, 0]`), constant `a_out[0, 0]` (`d[0]`), rank q the first q columns and
     rows. What a structure leaves out gets no gradient. A fresh supernet has the largest
-    structure and is the frozen layer in every one.
+    structure and is the frozen layer in every one. `peftjax.search` draws structures.
 
     Attributes:
         rank: r, the largest rank.
@@ -40,12 +40,13 @@ class GLoRASupernet(Method):
     >>> import jax, jax.numpy as jnp
     >>> method = GLoRASupernet(rank=2)
     >>> p = method.init(jax.random.key(0), Layer(3, 4))
-    >>> p = {**p, "structure": method.sample(jax.random.key(1))}
+    >>> p = {**p, "structure": jnp.array([3, 0, 2, 1, 0])}
     >>> bool((method(p, jnp.ones((1, 3)), jnp.ones((3, 4))) == 3).all())
     True
     """
 
     frozen: ClassVar[tuple[str, ...]] = ("structure", "ranks")
+    moved_by: ClassVar[str] = "peftjax.search.draw"
 
     rank: int
 
@@ -104,18 +105,6 @@ class GLoRASupernet(Method):
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         return generalized(self.effective(p), x, kernel, bias)
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draw one of the 432 structures uniformly, int32 `[5]`."""
-        keys = jax.random.split(key, len(CHOICES))
-        draws = [
-            jax.random.choice(part, jnp.array(codes, jnp.int32))
-            for part, codes in zip(keys, CHOICES)
-        ]
-        return jnp.stack(draws)
-
-    def draw(self, key: jax.Array) -> dict[str, jax.Array]:
-        return {"structure": self.sample(key)}
 
     def subnet(self, structure: Sequence[int], ranks: Sequence[int] = ()) -> GLoRA:
         """Return the fixed method of a structure; its `count` is the official one.

@@ -50,6 +50,13 @@ def check_numbers(method: Method, name: str) -> tuple[float, ...]:
     return values
 
 
+def check_share(method: Method, *names: str) -> None:
+    """Raise ValueError unless the settings are above 0 and below 1."""
+    for name in names:
+        value = number(getattr(method, name))
+        _keep(method, name, 0 < value < 1, f"0 < {name} < 1", value)
+
+
 def check_size(method: Method, *names: str) -> None:
     """Raise ValueError unless the settings are finite numbers of at least 0."""
     for name in names:

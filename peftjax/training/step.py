@@ -12,7 +12,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from peftjax.core.method import Method
 from peftjax.parallel import sharding
 from peftjax.training.state import TrainState
 from peftjax.training.update import (
@@ -117,19 +116,21 @@ def make_step(
             the compiled update after the optimizer: new frozen leaves of the same
             shapes, from the trainable leaves after the update, the gradients before
             clipping, the number of the update from 0, and a key of this update alone.
-            It is what draws structures of a supernet and moves the budget of AdaLoRA.
+            `peftjax.search.draw` draws structures of a supernet, and
+            `peftjax.search.allocate` moves the ranks of AdaLoRA.
 
     Returns:
         A `Step`; call its `shard_base` once on the variables.
 
     Raises:
         ValueError: an unknown `parallel`, `accumulate` below 1, `pmap` with several
-            processes, or a supernet without `update_frozen`; from the step, a batch
-            that the mesh does not divide, weights or updates that do not fit.
+            processes, or a method that needs `update_frozen` without it; from the
+            step, a batch that the mesh does not divide, weights or updates that do not
+            fit.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate={accumulate}: expected at least 1")
-    _check_drawn(peft, update_frozen)
+    _check_moved(peft, update_frozen)
 
     def update(devices: OnMesh | PerDevice) -> Update:
         return Update(peft, optimizer, loss, accumulate, devices, update_frozen)
@@ -145,15 +146,18 @@ def make_step(
     return _pmap_step(update(PerDevice()), mesh)
 
 
-def _check_drawn(peft: Any, update_frozen: UpdateFrozen | None) -> None:
-    """Raise ValueError for a supernet of which only the largest would be trained."""
-    drawn = [s for s in peft.sites if type(s.method).draw is not Method.draw]
-    if drawn and update_frozen is None:
+def _check_moved(peft: Any, update_frozen: UpdateFrozen | None) -> None:
+    """Raise ValueError for a supernet of which only the largest would be trained.
+
+    Or for ranks that nothing would take away.
+    """
+    moving = [site for site in peft.sites if site.method.moved_by]
+    if moving and update_frozen is None:
+        method = moving[0].method
         raise ValueError(
-            f"{drawn[0].path}: {type(drawn[0].method).__name__} is a supernet, and "
-            "nothing draws its structures: only the one it starts with would be "
-            "trained. Give make_step(..., update_frozen=...) what draws them, or fix "
-            "a structure"
+            f"{moving[0].path}: {type(method).__name__} is trained while "
+            f"{' and '.join(method.frozen[:2])} move, and nothing moves them: give "
+            f"make_step(..., update_frozen={method.moved_by}(peft))"
         )
 
 

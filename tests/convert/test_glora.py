@@ -19,7 +19,7 @@ def supernet():
 def test_to_glora_computes_the_same_with_the_official_count(supernet):
     model, variables, images, peft, adapters = supernet
     for seed in range(3):
-        chosen = peft.sample(adapters, jax.random.key(seed))
+        chosen = supernet_case.drawn(peft, adapters, jax.random.key(seed))
         subnet = pj.to_glora(peft, chosen)
         fixed = pj.adapt(
             model.apply, variables, images, rules=subnet.rules, strict=True
@@ -49,7 +49,8 @@ def test_what_sites_share_stays_with_them(supernet):
         "blocks_1/mlp/fc1/kernel": pj.Composition(modules=2, rank=2, share=True),
     }
     peft = pj.adapt(model.apply, variables, images, rules=rules)
-    adapters = peft.sample(peft.init(jax.random.key(0)), jax.random.key(3))
+    fresh = peft.init(jax.random.key(0))
+    adapters = supernet_case.drawn(peft, fresh, jax.random.key(3))
     own = peft.sites[0].trainable
     assert f"{own + 2:,} trainable parameters" in peft.summary()
     subnet = pj.to_glora(peft, adapters)

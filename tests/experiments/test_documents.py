@@ -24,7 +24,7 @@ WHOLE = {
     ),
     "finished": (documents.Result, result("a", "b", 0, 0.5)),
     "failed": (documents.Result, failed("a", "b", 0)),
-    "search": (documents.Search, {"settings": {}, "state": STATE}),
+    "search": (documents.Search, STATE),
     "sweep": (documents.Line, {"key": "x", "score": None}),
 }
 CONTENTS = [

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -47,6 +48,7 @@ FILES = {
     "adapter.safetensors",
     "merged.safetensors",
     "claim.lock",
+    "settings.json",
 }
 
 
@@ -83,7 +85,7 @@ def whole(folder):
 
 
 def state(place):
-    return json.loads((place / "search.json").read_text())["state"]
+    return json.loads((place / "search.json").read_text())
 
 
 def test_a_search_leaves_its_files_and_result(whole):
@@ -148,7 +150,7 @@ def test_stopped_while_its_base_is_trained(tmp_path):
 class _Programs:
     """No programs: the run is asked for its length alone."""
 
-    def of(self, config, outline):
+    def of(self, config, outline, steps):
         class Nothing:
             peft = None
 
@@ -173,20 +175,21 @@ def test_retraining_and_selection_on_test(folder):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda x: x.pop("state"),
-        lambda x: x.update(settings=[]),
-        lambda x: x["state"].update(archive=[]),
-        lambda x: x["state"]["archive"][0].update(score=None),
-        lambda x: x["state"]["archive"][0].update(genes=[1]),
-        lambda x: x["state"]["history"][0].pop("best_so_far"),
-        lambda x: x["state"]["search"].update(limit=3),
+        lambda x: x.pop("search"),
+        lambda x: x.update(archive=[]),
+        lambda x: x["archive"][0].update(score=None),
+        lambda x: x["archive"][0].update(genes=[1]),
+        lambda x: x["history"][0].pop("best_so_far"),
+        lambda x: x["search"].update(limit=3),
     ],
 )
 def test_a_damaged_state_is_one_line(whole, folder, change):
     """And nothing is trained, or written."""
     place = folder / "damaged"
-    place.mkdir(exist_ok=True)
-    found = json.loads((whole[0] / "search.json").read_text())
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(whole[0], place)
+    (place / "result.json").unlink()
+    found = state(whole[0])
     change(found)
     text = json.dumps(found)
     (place / "search.json").write_text(text)
@@ -199,14 +202,14 @@ def test_a_damaged_state_is_one_line(whole, folder, change):
 def test_what_is_refused(whole, folder, tmp_path):
     place, _ = whole
     config = small(folder)
-    with pytest.raises(FileExistsError, match="holds a search; --resume"):
+    with pytest.raises(FileExistsError, match="holds a run; --resume"):
         search(config, place)
     with pytest.raises(FileExistsError, match="search.p: expected 0.5, found 0.2"):
         search(config, place, resume=True, p=0.5)
-    (tmp_path / "letter.txt").touch()
-    with pytest.raises(FileExistsError, match=r"letter\.txt: expected an absent"):
+    (tmp_path / "archive.png").touch()
+    with pytest.raises(FileExistsError, match=r"archive\.png: not a file of a run"):
         search(config, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["archive.png"]
     with pytest.raises(UnfitSettings, match="parents=0: expected at least 1"):
         search(config, folder / "a", parents=0)
     with pytest.raises(UnfitSettings, match=r"limit=10: the smallest of .*random"):

@@ -4,9 +4,16 @@ import jax
 
 import peftjax as pj
 from peftjax.models.vit import ViT
+from peftjax.search import Space
 from peftjax.testing import perturb
 
 LINEAR = r"blocks_\d+/(attn/(qkv|proj)|mlp/fc\d)/kernel"
+
+
+def drawn(peft, adapters, key):
+    """Return adapters with structures drawn by the key."""
+    space = Space(peft)
+    return space.place(adapters, space.sample(key))
 
 
 def supernet():

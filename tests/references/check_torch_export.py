@@ -63,6 +63,9 @@ def adapters():
             r"layers_\d+/attention/(key|value)/kernel": pj.IA3(),
             r"layers_\d+/output/kernel": pj.IA3(side="input"),
         },
+        "bert/adalora": bert(
+            pj.AdaLoRA(rank=4, alpha=6.0, target_rank=2, total_steps=STEPS, final=2)
+        ),
         "bert/lokr": bert(pj.LoKr(rank=2, alpha=5.0)),
         "bert/oft": bert(pj.OFT(block=8)),
         "bert/oft_neumann": bert(pj.OFT(block=4, neumann=True, share=True)),
@@ -104,25 +107,35 @@ def train(root):
         if base == "vit":
             given = {"images": given["pixel_values"].transpose(0, 2, 3, 1)}
         peft = pj.adapt(model.apply, variables, **given, rules=rules)
-        params = peft.init(jax.random.key(number))
+        params, frozen = peft.partition(peft.init(jax.random.key(number)))
+        move = pj.search.allocate(peft) if "adalora" in name else None
         shape = jax.eval_shape(model.apply, variables, **given).shape
         target = np.random.default_rng(number).normal(size=shape)
         optimizer = optax.adam(3e-2)
 
-        def loss(params, peft=peft, variables=variables, given=given, target=target):
-            logits = peft.apply(variables, params, **given)
+        def loss(
+            params, frozen, peft=peft, variables=variables, given=given, target=target
+        ):
+            adapters = peft.combine(params, frozen)
+            logits = peft.apply(variables, adapters, **given)
             return ((logits - target) ** 2).mean()
 
         @jax.jit
-        def step(params, state, loss=loss, optimizer=optimizer):
-            value, grads = jax.value_and_grad(loss)(params)
+        def step(
+            params, frozen, state, number, loss=loss, move=move, optimizer=optimizer
+        ):
+            value, grads = jax.value_and_grad(loss)(params, frozen)
             updates, state = optimizer.update(grads, state)
-            return optax.apply_updates(params, updates), state, value
+            params = optax.apply_updates(params, updates)
+            if move is not None:
+                frozen = move(frozen, params, grads, number, None)
+            return params, frozen, state, value
 
         state, values = optimizer.init(params), []
-        for _ in range(STEPS):
-            params, state, value = step(params, state)
+        for update in range(STEPS):
+            params, frozen, state, value = step(params, frozen, state, update)
             values.append(float(value))
+        params = peft.combine(params, frozen)
         folder = root / "torch_export" / name
         shutil.rmtree(folder, ignore_errors=True)
         pj.hub.save_torch(folder, model, peft, params, base_model_name=f"tiny_{base}")

@@ -42,6 +42,7 @@ PATTERNS = {
 }
 OFT = {"oft_block_size": 8, "use_cayley_neumann": False}
 GLORA = {"config_A_B": "lora", "config_C": "lora", "config_D_E": "vector", "r": 3}
+ADALORA = {"init_r": 4, "lora_alpha": 6, "target_r": 2, "total_step": 9, "tfinal": 2}
 CONV = {"target_modules": VIT, "modules_to_save": ["classifier"]}
 
 ADAPTERS = {
@@ -59,6 +60,7 @@ ADAPTERS = {
     "bert/dora_embedding": peft.LoraConfig(
         **LORA, use_dora=True, target_modules=["word_embeddings", "query"]
     ),
+    "bert/adalora": peft.AdaLoraConfig(**ADALORA, target_modules=BERT, **HEAD),
     "bert/ia3": peft.IA3Config(
         target_modules=["key", "value", "output.dense"],
         feedforward_modules=["output.dense"],
@@ -85,6 +87,7 @@ ADAPTERS = {
         task_type="CAUSAL_LM",
     ),
     "llama/glora": peft.GloraConfig(**GLORA, target_modules=LLAMA),
+    "vit/adalora": peft.AdaLoraConfig(**ADALORA, **CONV),
     "vit/dora": peft.LoraConfig(**LORA, use_dora=True, **CONV),
     "vit/hra": peft.HRAConfig(r=4, **CONV),
     "vit/ia3": peft.IA3Config(
@@ -119,6 +122,16 @@ def randomise(model):
                 value.add_(torch.randn_like(value) * scale)
 
 
+def prune(adapted, config):
+    """Take triplets away from every module of an AdaLoRA, from one all."""
+    config.rank_pattern = {}
+    for name, value in adapted.base_model.model.named_parameters():
+        if "lora_E" in name:
+            kept = torch.rand(len(value)) < (0.6 if config.rank_pattern else 0.0)
+            value.data[~kept] = 0.0
+            config.rank_pattern[name] = kept.tolist()
+
+
 def logits(model, given):
     """Return the logits, or a bare encoder's pooled output."""
     with torch.no_grad():
@@ -131,6 +144,8 @@ def make(name, config, folder):
     model, given = base(name.partition("/")[0])
     adapted = peft.get_peft_model(model, config)
     randomise(adapted)
+    if config.peft_type == "ADALORA":
+        prune(adapted, config)
     adapted.eval()
     adapted.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import peftjax as pj
 from peftjax.core.method import Method
 from peftjax.data.pipeline import train_batches
 from peftjax.parallel.mesh import make_mesh
+from peftjax.search import draw
 from peftjax.training.loop import train
 from peftjax.training.optimizer import make_optimizer
 from peftjax.training.state import create_state
@@ -44,14 +45,7 @@ def planned(model=None, rules=SUPERNET):
     return pj.adapt(model.apply, variables, x, rules=rules), variables
 
 
-def drawing(peft):
-    def draw(frozen, trainable, grads, step, key):
-        return peft.partition(peft.sample(peft.combine(trainable, frozen), key))[1]
-
-    return draw
-
-
-def start(mesh=None, model=None, rules=SUPERNET, update_frozen=drawing, **settings):
+def start(mesh=None, model=None, rules=SUPERNET, update_frozen=draw, **settings):
     mesh = mesh or make_mesh(1, 1, jax.devices()[:1])
     peft, variables = planned(model, rules)
     step = make_step(
@@ -106,11 +100,11 @@ def test_nothing_is_compiled_again_in_500_steps():
     traces = []
 
     def counted(peft):
-        draw = drawing(peft)
+        drawing = draw(peft)
 
         def update_frozen(*args):
             traces.append(1)
-            return draw(*args)
+            return drawing(*args)
 
         return update_frozen
 
@@ -217,5 +211,5 @@ def test_leaves_of_another_shape_are_named():
 
 
 def test_a_supernet_that_nothing_draws_is_an_error():
-    with pytest.raises(ValueError, match=r"blocks_0/fc1/kernel: GLoRASupernet is a su"):
+    with pytest.raises(ValueError, match=r"blocks_0/fc1/kernel: GLoRASu.*search.draw"):
         start(update_frozen=lambda peft: None)

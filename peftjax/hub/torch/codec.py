@@ -79,6 +79,9 @@ class Codec(NamedTuple):
         write: the fields of a configuration, from our methods by module and the set of
             modules that have a bias.
         zeros: what else the library saves: arrays of zeros, by suffix.
+        unpack: configuration and tensors of a whole file, as `read` and `tensors` take
+            them, where the file holds them in another form.
+        pack: the inverse, of the settings of `write` and arrays.
     """
 
     peft_type: str
@@ -88,6 +91,8 @@ class Codec(NamedTuple):
     tensors: Callable[[Any, Layer], dict[str, Tensor]]
     write: Callable[[Methods, set[str]], dict[str, Any]]
     zeros: Callable[[Any, Layer], dict[str, tuple[int, ...]]] = lambda *_: {}
+    unpack: Callable[[Config, Any], tuple[Config, Any]] = lambda *both: both
+    pack: Callable[[Any, Any], tuple[Any, Any]] = lambda *both: both
 
 
 def uniform(methods: Methods, setting: str) -> Any:

@@ -64,6 +64,7 @@ def load_torch(
     params = {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
     with _naming(folder):
         check_heads(model, config, tensors)
+        config, tensors = READERS[config["peft_type"]].unpack(config, tensors)
         reading = _Reading(config, tensors, _modules(model, params, tensors))
         found = {**reading.adapted(), **reading.biases(), **reading.saved()}
         check_tied(model, {leaf.path for leaf in found})

@@ -108,6 +108,7 @@ def _translate(
             full[leaf] = leaf.to_torch(arrays["value"])
         else:
             tensors.update(_adapted(codec, site.method, leaf, arrays))
+    settings, tensors = codec.pack(settings, tensors)
     fields, more = describe_full(full, modules, {*methods}, codec.peft_type)
     config = {
         "peft_type": codec.peft_type,

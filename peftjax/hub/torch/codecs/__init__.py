@@ -5,11 +5,12 @@ from __future__ import annotations
 from peftjax import methods
 from peftjax.core.method import Method
 from peftjax.hub.torch.codec import Codec
-from peftjax.hub.torch.codecs import glora, hra, ia3, lokr, lora, oft
+from peftjax.hub.torch.codecs import adalora, glora, hra, ia3, lokr, lora, oft
 
 CODECS: dict[type[Method], Codec | str] = {
     methods.LoRA: lora.CODEC,
     methods.DoRA: lora.DORA,
+    methods.AdaLoRA: adalora.CODEC,
     methods.LoKr: lokr.CODEC,
     methods.Hydra: "it has no branch that reads a layer's output",
     methods.HydraLoRA: "it has no router over heads that share one A",

@@ -30,7 +30,7 @@ from peftjax.methods.dora import DoRA
 from peftjax.methods.lora import LoRA
 
 # `fan_in_fan_out` is for GPT-2's layers; on others the library ignores it.
-_FIELDS: dict[str, Field] = {
+FIELDS: dict[str, Field] = {
     "alpha_pattern": table(NUMBER),
     "bias": only("none", "all", "lora_only"),
     # Settings of starts that are refused below, and ignored with another start.
@@ -105,5 +105,5 @@ def _write(methods: Methods, biased: set[str]) -> dict[str, Any]:
 
 
 _EVERY: tuple[Kind, ...] = ("dense", "conv", "embedding")
-CODEC = Codec("LORA", _EVERY, _FIELDS, _read, _tensors, _write)
-DORA = Codec("LORA", _EVERY, _FIELDS, _read, _dora_tensors, _write)
+CODEC = Codec("LORA", _EVERY, FIELDS, _read, _tensors, _write)
+DORA = Codec("LORA", _EVERY, FIELDS, _read, _dora_tensors, _write)
