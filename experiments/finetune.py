@@ -142,7 +142,7 @@ def _trained(
     step, adapters = selection.chosen(last)
     folder.own(f"{ADAPTER}.json", f"{ADAPTER}.safetensors")
     size = led(lambda: _saved(one, place / ADAPTER, adapters))
-    scores = one.score(adapters, one.data.test)
+    scores = one.score(adapters, one.data.test) | one.examined(adapters)
     found: dict[str, Any] = {
         "scores": finite(scores),
         # Of a run that was interrupted nobody counted the first part.

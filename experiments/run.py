@@ -90,6 +90,11 @@ class Run:
         """Return all metrics of a split."""
         return self.outline.score(split["label"], self.outputs(adapters, split))
 
+    def examined(self, adapters: Any) -> dict[str, float]:
+        """Return what the task examines once, at the end, beside the test split."""
+        examine = self.outline.examine
+        return {} if examine is None else examine(self, adapters)
+
 
 def _started(one: Run) -> Any:
     """Return the adapters of a run of the task `start_from`, and this run's own head.

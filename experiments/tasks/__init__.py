@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.arguments import known
-from experiments.tasks import digits, glue, images, own_images, own_text
+from experiments.tasks import digits, glue, images, llm, own_images, own_text
 
 FAMILIES: dict[str, Any] = {
     "digits": digits,
     "glue": glue,
     "images": images,
+    "llm": llm,
     "own_images": own_images,
     "own_text": own_text,
 }

@@ -45,6 +45,9 @@ class Outline:
         note: what a reader of the table has to know, such as the split reported.
         entry: path of a parameter that is added to the input of the first block; see
             `experiments.measure`.
+        examine: of a run and its adapters (None: of the base), further scores that are
+            taken once, at the end; None where there are none. `watch=f` is told how
+            many answers there are.
     """
 
     model: nn.Module
@@ -56,6 +59,7 @@ class Outline:
     examples: int
     note: str
     entry: str = "pos_embed"
+    examine: Callable[..., dict[str, float]] | None = None
 
     def abstract(self) -> Any:
         """Return the variables' shapes and dtypes; nothing is computed."""
@@ -89,7 +93,7 @@ class Data:
     def lengths(self) -> np.ndarray | None:
         """Tokens of each training example; None where all are of one size."""
         column = self.train.get("input_ids")
-        return None if column is None else column.lengths
+        return getattr(column, "lengths", None)
 
 
 def checkpoint(config: Any) -> str:
