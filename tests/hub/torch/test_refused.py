@@ -85,7 +85,7 @@ def test_fields_that_do_nothing_pass(copy):
     ("fields", "named"),
     [
         ({"use_quantum": 3, "b_config": {}}, ["b_config = {}", "use_quantum = 3"]),
-        ({"peft_type": "ADALORA"}, ["ADALORA", "GLORA"]),
+        ({"peft_type": "VBLORA"}, ["VBLORA", "GLORA"]),
         ({"peft_type": ["LORA"]}, ["peft_type"]),
         ({"init_lora_weights": "pissa"}, ["init_lora_weights", "pissa"]),
         ({"lora_bias": True}, ["lora_bias", "false"]),
