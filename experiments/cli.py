@@ -70,7 +70,8 @@ class Source:
     overrides: dict[str, str | None]
 
     @functools.cached_property
-    def _get_config(self) -> Callable[[str], Any]:
+    def get_config(self) -> Callable[[str], Any]:
+        """The function of the file that its argument goes to."""
         found = getattr(_module(self.file), "get_config", None)
         if not callable(found):
             raise ConfigError(f"{self.file}: expected a function get_config(arg)")
@@ -86,7 +87,7 @@ class Source:
         """
         chosen = {**self.argument, **choices}
         argument = ",".join(f"{key}={value}" for key, value in chosen.items())
-        with_file = functools.partial(self._get_config, argument)
+        with_file = functools.partial(self.get_config, argument)
         config = _guarded(self.file, with_file)
         if not isinstance(config, ConfigDict):
             kind = type(config).__name__

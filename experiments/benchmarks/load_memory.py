@@ -1,16 +1,19 @@
 """How much host memory it takes to load a Llama of 1.1 billion parameters in bfloat16.
 
-    python -m experiments.benchmarks.load_memory [--folder DIR] [--scan]
+    python -m experiments.benchmarks.load_memory [--folder DIR] [--scan] [--split N]
 
 Writes random weights as sharded safetensors into a temporary folder (2.2 GB), loads
 them in a fresh process, and prints the peak of that process's resident memory beside
-the size of the files, and what the process held before.
+the size of the files, and what the process held before. With `--split` the base is
+split over four devices of each of N processes, and every one of them is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -47,38 +50,73 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(__doc__, config=False)
     parser.flag("--folder", type=Path, help="where to write; default: temporary")
     parser.flag("--scan", action="store_true", help="load stacked layers")
+    parser.flag("--split", type=cli.count, default=1, help="processes that share it")
+    parser.flag("--join", nargs=3, default=(), help=argparse.SUPPRESS)
     parser.flag("--load", type=Path, help=argparse.SUPPRESS)
     parser.flag("--out", type=Path, help="JSON file to write")
     options = parser.read(argv)
     if options.load:
-        print(json.dumps(measure(options.load, options.scan)))
+        print(json.dumps(measure(options.load, options.scan, *options.join)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         size = write(Path(name))
         command = [sys.executable, "-m", __spec__.name, "--load", name]
         command += ["--scan"] if options.scan else []
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = json.loads(out.splitlines()[-1])
-    found |= {"files": size, "peak_over_files": found["peak"] / size}
-    print(f"{found['parameters']:,} parameters, files of {size / 1e9:.3f} GB")
-    print(f"loaded in {found['seconds']:.1f} s")
-    print(f"resident before loading {found['before'] / 1e9:.3f} GB")
-    times = found["peak_over_files"]
-    print(f"peak {found['peak'] / 1e9:.3f} GB = {times:.3f} of the files")
+        found = run(command, options.split)
+    print(f"{found[0]['parameters']:,} parameters, files of {size / 1e9:.3f} GB")
+    for one in found:
+        one |= {"files": size, "peak_over_files": one["peak"] / size}
+        print(f"loaded in {one['seconds']:.1f} s")
+        print(f"resident before loading {one['before'] / 1e9:.3f} GB")
+        times = one["peak_over_files"]
+        print(f"peak {one['peak'] / 1e9:.3f} GB = {times:.3f} of the files")
     if options.out:
-        storage.write_json(options.out, {**found, **circumstances()})
+        one, *others = found
+        others = {"others": others} if others else {}
+        storage.write_json(options.out, {**one, **others, **circumstances()})
 
 
-def measure(folder: Path, scan: bool) -> dict[str, float]:
+def run(command: list[str], processes: int) -> list[dict[str, float]]:
+    """Run a command in each process; return what they print."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    joins = [[f"localhost:{port}", str(processes), str(i)] for i in range(processes)]
+    environment = dict(os.environ)
+    if processes > 1:
+        environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    started = [
+        subprocess.Popen(
+            [*command, *(["--join", *join] if processes > 1 else [])],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for join in joins
+    ]
+    printed = [one.communicate()[0] for one in started]
+    if any(one.returncode for one in started):
+        raise SystemExit("a process failed; its error stands above")
+    return [json.loads(text.splitlines()[-1]) for text in printed]
+
+
+def measure(folder: Path, scan: bool, *join: str) -> dict[str, float]:
     """Load, and return parameters, seconds and bytes of resident memory."""
     import jax
 
     import peftjax as pj
+    from peftjax.parallel.distributed import initialize
+    from peftjax.parallel.mesh import make_mesh
 
+    mesh = None
+    if join:
+        coordinator, processes, process = join
+        initialize(coordinator, int(processes), int(process))
+        mesh = make_mesh(1, len(jax.devices()))
     jax.devices()
     before = memory.peak()
     start = time.perf_counter()
-    _, variables = pj.models.load(folder, scan_layers=scan)
+    _, variables = pj.models.load(folder, scan_layers=scan, mesh=mesh)
     leaves = jax.block_until_ready(jax.tree.leaves(variables))
     return {
         "parameters": sum(leaf.size for leaf in leaves),

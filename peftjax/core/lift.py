@@ -36,6 +36,10 @@ class Rules(Moves):
         """Return `[sum]` of a product and its bias, or None where it is none."""
         raise NotImplementedError
 
+    def consumed(self, weight: Weight, function: Callable[[Weight], Any]) -> Any:
+        """Return what a product makes of a weight."""
+        return function(weight)
+
     def __init__(self) -> None:
         self.table = {
             **dict.fromkeys(axes.MOVES, self._move),
@@ -108,7 +112,12 @@ class Rules(Moves):
         def compute(bias: Any, key: Any, asked: Asked) -> Any:
             groups, swapped = [*weight.stack, *tokens], source != weight.site.atoms[1]
             rows = axes.arrange(x, x_view, [*groups, source])
-            y = on_stack(weight, rows, len(tokens), asked, bias, key, swapped)
+            y = self.consumed(
+                weight,
+                lambda taken: on_stack(
+                    taken, rows, len(tokens), asked, bias, key, swapped
+                ),
+            )
             return axes.restore(y, view, [*groups, target])
 
         stack, rows = _stack(weight, batched), prod(shape(tuple(tokens)))
@@ -171,7 +180,9 @@ class Rules(Moves):
         batch = [shape((axis,))[0] for i, axis in enumerate(view) if i not in places]
 
         def compute(bias: Any, key: Any, asked: Asked) -> Any:
-            y = on_stack(weight, x(), 0, asked, bias, key)
+            y = self.consumed(
+                weight, lambda taken: on_stack(taken, x(), 0, asked, bias, key)
+            )
             y = y.reshape(*batch, *shape(tuple(out)))
             return jnp.moveaxis(y, range(len(batch), y.ndim), places)
 

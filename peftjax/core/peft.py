@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from peftjax.core import arrays, cost, paths
 from peftjax.core.bank import apply_rows
 from peftjax.core.gates import mean_gates
+from peftjax.core.gather import Gatherer, Layout
 from peftjax.core.jaxpr import Call, live_inputs
 from peftjax.core.merge import merge_leaves
 from peftjax.core.method import Method
@@ -115,6 +117,11 @@ class Peft:
         leaves: all parameters of the model, with shapes and dtypes.
         structure: the tree structure of `variables`.
         base: the variables given to `adapt`, from which `Full` and DoRA start.
+        batch: where examples lie, a sharding of the first axis of a batch. Set it
+            (`dataclasses.replace(peft, batch=...)`; `make_step` does) where the base is
+            split over a mesh: `apply` then gathers each leaf where it is consumed and
+            leaves the examples where they are. None where the compiler decides, or your
+            own partitioning.
     """
 
     apply_fn: Callable[..., Any]
@@ -123,6 +130,7 @@ class Peft:
     leaves: Leaves
     structure: Any
     base: Any = field(compare=False, repr=False)
+    batch: NamedSharding | None = None
 
     def init(self, key: jax.Array, variables: Any = None) -> Adapters:
         """Return fresh adapters, `{path: {name: array}}`, float32.
@@ -188,7 +196,12 @@ class Peft:
         arrays.check_adapters(self.sites, adapters, given)
         jaxpr, structure = call.trace(leaves)
         inputs = leaves, call.dynamic, adapters, given, adapter_key
-        return jax.tree.unflatten(structure, run(jaxpr, self.sites, *inputs))
+        runner = None
+        if self.batch is not None:
+            layout = Layout(self.batch, call.examples)
+            runner = partial(Gatherer, layout=layout)
+        outputs = run(jaxpr, self.sites, *inputs, runner=runner)
+        return jax.tree.unflatten(structure, outputs)
 
     def merge(self, variables: Any, adapters: Adapters, gates: Any = None) -> Any:
         """Return variables with the adapters merged in; the same tree, nothing mutated.

@@ -31,11 +31,12 @@ def run(
     given: Mapping[str, Given],
     adapter_key: jax.Array | None,
     rounded: dict[str, str] | None = None,
+    runner: Callable[..., Runner] | None = None,
 ) -> list[jax.Array]:
     """Evaluate a model's jaxpr on `[*leaves, *dynamic]` with adapters.
 
     In `rounded` is written, by path, what asks for a merged weight in a type narrower
-    than float32.
+    than float32. `runner` makes what applies the rules, a `Runner` by default.
     """
     values = arrays.replaced(sites, leaves, adapters, given)
     formulas = [site for site in sites if not site.method.replaces]
@@ -65,8 +66,8 @@ def run(
         if site.method.replaces and site.index not in owners:
             values[site.index] = Trained(values[site.index])
     rounded = {} if rounded is None else rounded
-    runner = Runner(owners, rounded, adapter_key is not None)
-    return runner.end(runner.walk(closed, [*values, *dynamic]), "returned by the model")
+    rules = (runner or Runner)(owners, rounded, adapter_key is not None)
+    return rules.call(closed, values, dynamic)
 
 
 def rehearse(
@@ -111,6 +112,13 @@ class Runner(Rules):
         self.owners, self.rounded, self.random = owners, rounded, random
         self.rounds: list[tuple[Token, Any]] = []
         self.counts: dict[str, int] = {}
+
+    def call(
+        self, closed: Any, leaves: Sequence[Any], dynamic: Sequence[Any]
+    ) -> list[Any]:
+        """Evaluate a whole model."""
+        results = self.walk(closed, [*leaves, *dynamic])
+        return self.end(results, "returned by the model")
 
     def used(self, product: Product) -> Any:
         use, site = product.use, product.weight.site

@@ -10,6 +10,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,11 +38,21 @@ class Tensor(NamedTuple):
         shape: its shape in the file.
         dtype: its dtype in the file.
         read: return it as an array; only then is it in memory.
+        read_part: return a part of it, `[start:stop]` of every axis, without the rest;
+            None where the file has no such access.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    read_part: Callable[[tuple[slice, ...]], np.ndarray] | None = None
+
+    def part(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Return a part of it."""
+        whole = all(s == slice(0, n) for s, n in zip(index, self.shape, strict=True))
+        if whole or self.read_part is None:
+            return self.read()[index]
+        return self.read_part(index)
 
     @property
     def size(self) -> int:
@@ -186,13 +197,19 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         with _reading(path, f"tensor {name}"), safe_open(path, "numpy") as file:
             return file.get_tensor(name)
 
+    def read_part(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        with _reading(path, f"tensor {name}"), safe_open(path, "numpy") as file:
+            return file.get_slice(name)[index]
+
     tensors = {}
     with _reading(path), safe_open(path, "numpy") as file:
         for name in file.keys():
             part = file.get_slice(name)
             dtype = _dtype(path, name, part.get_dtype())
             shape = tuple(part.get_shape())
-            tensors[name] = Tensor(shape, dtype, lambda name=name: read(name))
+            tensors[name] = Tensor(
+                shape, dtype, partial(read, name), partial(read_part, name)
+            )
     return tensors
 
 

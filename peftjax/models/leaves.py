@@ -20,16 +20,21 @@ from peftjax.models.names import Source
 _STACKED = re.compile(r"((?:.*/)?(?:layers|blocks))/(.*)")
 
 
+Index = tuple[slice, ...]
+Read = Callable[[Index], np.ndarray]
+
+
 class Leaf(NamedTuple):
     """A parameter to be filled.
 
     Attributes:
         shape: its shape.
-        read: return it as an array on the host; None where no tensor holds it.
+        read: return a part of it, `[start:stop]` of every axis, as an array on the
+            host, and read no more than that; None where no tensor holds it.
     """
 
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray] | None
+    read: Read | None
 
     @property
     def size(self) -> int:
@@ -88,42 +93,40 @@ def plan_leaves(
         if all(name in tensors for name in names):
             used.update(names)
             readers = [_reader(part, own, tensors) for part in parts if part]
-            leaves[path] = Leaf(shape, _stacked(readers, shape, paths != [path]))
+            leaves[path] = Leaf(shape, _stacked(readers, paths != [path]))
         else:
             used.update(name for name in names if name in tensors)
             leaves[path] = Leaf(shape, None)
     return leaves, used
 
 
-def _stacked(
-    readers: Sequence[Callable[[], np.ndarray]], shape: tuple[int, ...], stack: bool
-) -> Callable[[], np.ndarray]:
+def _stacked(readers: Sequence[Read], stack: bool) -> Read:
     if not stack:
         return readers[0]
 
-    def read() -> np.ndarray:
-        first = readers[0]()
-        whole = np.empty(shape, first.dtype)
-        whole[0] = first
-        for i in range(1, len(readers)):
-            whole[i] = readers[i]()
-        return whole
+    def read(index: Index) -> np.ndarray:
+        layers = readers[index[0]]
+        first = layers[0](index[1:])
+        part = np.empty((len(layers), *first.shape), first.dtype)
+        part[0] = first
+        for i in range(1, len(layers)):
+            part[i] = layers[i](index[1:])
+        return part
 
     return read
 
 
 def _reader(
     source: Source, shape: tuple[int, ...], tensors: Mapping[str, Tensor]
-) -> Callable[[], np.ndarray]:
+) -> Read:
     """Return how to read a parameter of this shape; check what the file says."""
-    index, count = source.part
+    number, count = source.part
     # A scalar is neither joined nor split.
     size = shape[-1] if shape else 1
     last = size * count // len(source.tensors)
     ours = (*shape[:-1], last) if shape else ()
-    expected = source.shape or tuple(
-        ours[source.order.index(i)] for i in range(len(ours))
-    )
+    theirs = tuple(map(source.order.index, range(len(ours))))
+    expected = source.shape or tuple(ours[i] for i in theirs)
     for name in source.tensors:
         tensor = tensors[name]
         if tensor.shape != expected or last * len(source.tensors) != size * count:
@@ -136,12 +139,25 @@ def _reader(
                 f"tensor {name}: expected floating values, found {tensor.dtype}"
             )
 
-    def read() -> np.ndarray:
-        parts = [tensors[name].read() for name in source.tensors]
-        if source.shape is None:
-            parts = [part.transpose(source.order) for part in parts]
-        parts = [part.reshape(ours) for part in parts]
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-        return np.split(whole, count, axis=-1)[index] if count > 1 else whole
+    def piece(tensor: Tensor, index: Index) -> np.ndarray:
+        if source.shape is not None:
+            return tensor.read().reshape(ours)[index]
+        return tensor.part(tuple(index[i] for i in theirs)).transpose(source.order)
+
+    def read(index: Index) -> np.ndarray:
+        if not shape:
+            return piece(tensors[source.tensors[0]], index)
+        *others, columns = index
+        # of the tensors side by side, of which ours is a part
+        low, high = (number * size + end for end in (columns.start, columns.stop))
+        pieces = [
+            piece(
+                tensors[name],
+                (*others, slice(max(low - start, 0), min(high - start, last))),
+            )
+            for name, start in zip(source.tensors, range(0, size * count, last))
+            if low < start + last and start < high
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
 
     return read

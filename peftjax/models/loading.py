@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from peftjax import storage
@@ -29,7 +30,7 @@ from peftjax.models.files import (
     read_json,
 )
 from peftjax.models.gguf_llama import read_gguf
-from peftjax.models.leaves import Leaf, initial, plan_leaves
+from peftjax.models.leaves import Index, Leaf, Read, initial, plan_leaves
 from peftjax.models.names import Source
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def load(
             classes or `"regression"`: a new head, drawn from `key`; `"lm"`: Llama's.
         dtype: of weights and computation; the file's own if absent.
         mesh: a mesh of `peftjax.parallel.mesh.make_mesh`, on which every parameter goes
-            straight into its shards.
+            straight into its shards; a process reads the parts of its own devices.
         key: draws a new head; `jax.random.key(0)` if absent.
         allow_nonfinite: let NaN and infinity in the weights pass.
         **options: further fields of the module or of its configuration: `scan_layers`,
@@ -251,32 +252,54 @@ def _fill(
     mesh: Any,
     allow_nonfinite: bool,
 ) -> dict[str, Any]:
-    """Return the parameters, read one at a time.
+    """Return the parameters, read one at a time, and part by part onto a mesh.
 
     Raises:
         CheckpointError: one cannot be read, or is not finite.
     """
-    # The largest first: a copy of it fits while little else is in memory.
-    for path in sorted(leaves, key=lambda path: -leaves[path].size):
-        read = leaves[path].read
-        value = params[path] if read is None else read()
-        if dtype is not None:
-            value = value.astype(jnp.dtype(dtype))
-        if read is not None and not allow_nonfinite and not finite(value):
+
+    def checked(path: str, read: Read, index: Index) -> np.ndarray:
+        value = read(index)
+        value = value if dtype is None else value.astype(jnp.dtype(dtype))
+        if not allow_nonfinite and not finite(value):
             raise CheckpointError(
                 f"parameter {path}: holds NaN or infinity as {value.dtype}; fetch the "
                 "file again, or load with allow_nonfinite=True"
             )
-        # Transfers run on their own: without waiting, several are under way at once.
-        params[path] = jax.block_until_ready(_placed(value, mesh))
-        del value
+        return value
+
+    # The largest first: a copy of it fits while little else is in memory.
+    for path in sorted(leaves, key=lambda path: -leaves[path].size):
+        shape, read = leaves[path]
+        if read is None:
+            drawn = params[path]
+            drawn = drawn if dtype is None else drawn.astype(jnp.dtype(dtype))
+            read = np.asarray(drawn).__getitem__
+        else:
+            read = partial(checked, path, read)
+        params[path] = _placed(shape, read, mesh)
     return unflatten_dict({path: params[path] for path in sorted(params)}, sep="/")
 
 
-def _placed(value: Any, mesh: Any) -> jax.Array:
+def _placed(shape: tuple[int, ...], read: Read, mesh: Any) -> jax.Array:
+    """Place a parameter; of one that is split only this process's parts are read."""
     if mesh is None:
-        # The host's array is given away, so on a CPU it can be the parameter itself.
-        return jax.device_put(value, may_alias=True)
-    from peftjax.parallel.sharding import shard
+        return _put(read(tuple(slice(0, n) for n in shape)), [None])[0]
+    from peftjax.parallel.sharding import of_leaf
 
-    return shard(value, mesh)
+    sharding = of_leaf(jax.ShapeDtypeStruct(shape, np.float32), mesh)
+    places: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        ends = tuple(s.indices(n)[:2] for s, n in zip(index or (), shape))
+        places.setdefault(ends, []).append(device)
+    parts: list[jax.Array] = []
+    for ends, devices in places.items():
+        parts += _put(read(tuple(slice(*end) for end in ends)), devices)
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def _put(value: np.ndarray, devices: list[Any]) -> list[jax.Array]:
+    # The host's array is given away, so on a CPU it can be the parameter itself.
+    parts = [jax.device_put(value, device, may_alias=True) for device in devices]
+    # Transfers run on their own: without waiting, several are under way at once.
+    return jax.block_until_ready(parts)

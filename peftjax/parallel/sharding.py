@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,17 @@ DEVICES = "devices"
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of a batch: its first axis over every device."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def gathering(peft: Any, mesh: Mesh) -> Any:
+    """Return a plan that gathers a base split over `fsdp` where it is consumed."""
+    split = mesh.shape["fsdp"] > 1 and peft.batch is None
+    return replace(peft, batch=rows(mesh)) if split else peft
 
 
 def put(leaf: Any, sharding: Sharding) -> jax.Array:
@@ -63,13 +74,14 @@ def shard(variables: Any, mesh: Mesh, threshold: int = THRESHOLD) -> Any:
     Returns:
         The same tree on the devices.
     """
+    return jax.tree.map(lambda x: put(x, of_leaf(x, mesh, threshold)), variables)
 
-    def place(leaf: Any) -> jax.Array:
-        axis = split_axis(jnp.shape(leaf), mesh.shape["fsdp"], threshold)
-        spec = () if axis is None else (*[None] * axis, "fsdp")
-        return put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    return jax.tree.map(place, variables)
+def of_leaf(leaf: Any, mesh: Mesh, threshold: int = THRESHOLD) -> NamedSharding:
+    """Return where `shard` places a leaf, an array or a `jax.ShapeDtypeStruct`."""
+    axis = split_axis(jnp.shape(leaf), mesh.shape["fsdp"], threshold)
+    spec = () if axis is None else (*[None] * axis, "fsdp")
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 @partial(
@@ -156,22 +168,22 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         ValueError: an array does not have a multiple of as many examples as this
             process has devices in the mesh.
     """
-    sharding, own = _over_batch(mesh), own_devices(mesh)
+    sharding, own = rows(mesh), own_devices(mesh)
     check_batch(batch, own)
 
     def place(leaf: Any) -> jax.Array:
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
-        rows = np.asarray(leaf)
-        shape = (len(rows) * mesh.size // own, *rows.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, rows, shape)
+        part = np.asarray(leaf)
+        shape = (len(part) * mesh.size // own, *part.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, part, shape)
 
     return {name: place(leaf) for name, leaf in batch.items()}
 
 
 def own_devices(mesh: Mesh) -> int:
     """Return how many devices of the mesh are this process's."""
-    return len(_over_batch(mesh).addressable_devices)
+    return len(rows(mesh).addressable_devices)
 
 
 def own_rows(mesh: Mesh, size: int) -> np.ndarray | None:
@@ -179,16 +191,11 @@ def own_rows(mesh: Mesh, size: int) -> np.ndarray | None:
 
     Their places in the batch, ascending; None where they are all of them.
     """
-    sharding = _over_batch(mesh)
+    sharding = rows(mesh)
     if sharding.is_fully_addressable:
         return None
     parts = sharding.addressable_devices_indices_map((size,)).values()
-    rows = (np.arange(size)[index] for index in parts)
-    return np.unique(np.concatenate([*rows]))
-
-
-def _over_batch(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(AXES))
+    return np.unique(np.concatenate([np.arange(size)[index] for index in parts]))
 
 
 def check_batch(batch: Mapping[str, Any], multiple: int) -> None:

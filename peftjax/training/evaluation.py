@@ -16,7 +16,9 @@ Outputs = Callable[[Callable[..., Any], Batch], dict[str, jax.Array]]
 EvalStep = Callable[[Any, Any, Batch], dict[str, jax.Array]]
 
 
-def make_eval(peft: Any, outputs: Outputs, mesh: Mesh) -> EvalStep:
+def make_eval(
+    peft: Any, outputs: Outputs, mesh: Mesh, *, gather: bool = True
+) -> EvalStep:
     """Build the compiled evaluation of one batch.
 
     Args:
@@ -25,6 +27,7 @@ def make_eval(peft: Any, outputs: Outputs, mesh: Mesh) -> EvalStep:
             **kwargs)`, which is `peft.apply` without dropout, and returns
             `{name: [B, ...]}`, one row per example.
         mesh: a mesh of `make_mesh`, which must divide the batch.
+        gather: as for `make_step`.
 
     Returns:
         `eval_step(variables, adapters, batch)`, for `evaluate`: the rows of all
@@ -32,6 +35,7 @@ def make_eval(peft: Any, outputs: Outputs, mesh: Mesh) -> EvalStep:
         `Step.shard_base`, whichever it is; of the batch each process gives the examples
         of `parallel.sharding.own_rows`.
     """
+    peft = sharding.gathering(peft, mesh) if gather else peft
 
     def run(variables, adapters, batch):
         base = sharding.join(variables)

@@ -72,6 +72,7 @@ def make_step(
     *,
     accumulate: int = 1,
     parallel: Literal["jit", "pmap"] = "jit",
+    gather: bool = True,
     update_frozen: UpdateFrozen | None = None,
 ) -> Step:
     """Build the update of the adapters by the gradient of mean loss plus penalty.
@@ -92,8 +93,9 @@ def make_step(
 
     Micro-batches update them one after the other; under `"pmap"` devices take the mean.
 
-    `parallel="jit"`: the compiler splits one program over the mesh and gathers base
-    weights where they are used, also inside scanned layers. Prefer it.
+    `parallel="jit"`: the compiler splits one program over the mesh. Base weights are
+    gathered where they are used, one layer of scanned ones at a time, and activations
+    stay with their examples. Prefer it.
 
     `parallel="pmap"`: the same function once per device, each with its part of the
     base, collectives written out: one all-gather of every split leaf before the model,
@@ -112,6 +114,8 @@ def make_step(
         accumulate: number of micro-batches whose gradients are summed; micro-batch i
             takes examples i, i + accumulate, ... so that no example changes device.
         parallel: `"jit"` or `"pmap"`.
+        gather: under `"jit"`, see `Peft.batch`; False where the base lies in a
+            partitioning of your own, which the compiler is to follow (tensor parallel).
         update_frozen: `f(frozen, trainable, grads, step, key) -> frozen`, called inside
             the compiled update after the optimizer: new frozen leaves of the same
             shapes, from the trainable leaves after the update, the gradients before
@@ -136,6 +140,7 @@ def make_step(
         return Update(peft, optimizer, loss, accumulate, devices, update_frozen)
 
     if parallel == "jit":
+        peft = sharding.gathering(peft, mesh) if gather else peft
         return _jit_step(update(OnMesh(mesh)), mesh)
     if parallel != "pmap":
         raise ValueError(f"parallel={parallel!r}: expected 'jit' or 'pmap'")

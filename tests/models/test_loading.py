@@ -10,7 +10,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from peftjax.models import CheckpointError, load
+from peftjax.models import CheckpointError, files, load
+from peftjax.parallel import sharding
 from peftjax.parallel.mesh import make_mesh
 from peftjax.parallel.sharding import bytes_per_device
 from tests.helpers.model_cases import (
@@ -125,6 +126,42 @@ def test_a_mesh_gets_every_parameter_in_shards():
     jax.tree.map(np.testing.assert_array_equal, whole, sharded)
     assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(sharded))
     assert len(bytes_per_device(sharded)) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bert", {}),
+        ("bert", {"scan_layers": True}),
+        ("vit", {"fused_qkv": True}),
+        ("llama3", {"scan_layers": True}),
+    ],
+)
+def test_of_a_split_parameter_every_part_is_read_once(monkeypatch, name, options):
+    read = []
+    monkeypatch.setattr(files.Tensor, "part", counted(files.Tensor.part, read))
+    place = sharding.of_leaf
+    # the models are tiny
+    monkeypatch.setattr(sharding, "of_leaf", lambda leaf, mesh: place(leaf, mesh, 64))
+    _, whole = load(MODELS / name, **options)
+    largest, once = max(read), sum(read)
+    read.clear()
+    _, parts = load(MODELS / name, mesh=make_mesh(data=2, fsdp=4), **options)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert sum(read) == once and max(read) < largest
+    split = [leaf for leaf in jax.tree.leaves(parts) if "fsdp" in leaf.sharding.spec]
+    assert split
+
+
+def counted(part, read):
+    """Return `Tensor.part`, which adds to `read` how many entries it returns."""
+
+    def counting(tensor, index):
+        found = part(tensor, index)
+        read.append(found.size)
+        return found
+
+    return counting
 
 
 def test_a_mesh_splits_what_is_large(tmp_path, copy):
