@@ -21,8 +21,8 @@ from peftjax import presets
 SEEDS = (0, 1, 2)
 # Copies of the base, and devices over which each is split: 0 is as many as there are.
 PARALLEL = {"data": 0, "fsdp": 1, "accumulate": 1}
-# For a base that is large beside its activations, a language model's.
-SPLIT = {"data": 1, "fsdp": 0}
+# Of families whose base is large beside its activations: one copy, split over all.
+SPLIT = {"llm": {"data": 1, "fsdp": 0}}
 PATHS = {"cache": ".cache", "data": "data", "model": ""}
 EVERY = ("query", "key", "value", "output", "up", "down")
 
@@ -67,7 +67,7 @@ def run(
         methods: of the table, in the order of its rows.
         paths: beside or instead of `PATHS`.
         table: what else `table` holds.
-        parallel: beside or instead of `PARALLEL`; `SPLIT` for a language model.
+        parallel: beside or instead of `PARALLEL`, or of the family's `SPLIT`.
         **settings: all others; `selection` is `"last"` unless given.
     """
     tasks, methods = tuple(tasks), tuple(methods)
@@ -75,7 +75,11 @@ def run(
         {
             "selection": "last",
             **settings,
-            "parallel": {**PARALLEL, **(parallel or {})},
+            "parallel": {
+                **PARALLEL,
+                **SPLIT.get(settings.get("family", ""), {}),
+                **(parallel or {}),
+            },
             "paths": {**PATHS, **(paths or {})},
             "table": {
                 "methods": methods,

@@ -69,7 +69,9 @@ def join(options: argparse.Namespace) -> None:
         watch.start()
         distributed.initialize(*given)
         watch.cancel()
-    if jax.process_count() != (options.processes or jax.process_count()):
+    if not jax.distributed.is_initialized():
+        return
+    if options.processes not in (None, jax.process_count()):
         raise CannotJoin(
             f"--processes {options.processes}: process 0 was told that there are "
             f"{jax.process_count()}; give all the same number"
@@ -85,6 +87,9 @@ def _found(insist: bool) -> None:
     try:
         distributed.initialize()
     except (ValueError, RuntimeError) as error:
+        # The latter where JAX was used before, in a notebook for one.
+        if isinstance(error, RuntimeError) and "be called before" not in str(error):
+            raise
         if insist:
             raise CannotJoin(
                 f"--distributed: no cluster is recognised ({error}); give "

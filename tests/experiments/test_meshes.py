@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from configs.defaults import SPLIT
+from configs.defaults import SPLIT, run
 from configs.quickstart import get_config
 from experiments.checks import UnfitSettings, check
 from experiments.meshes import check_batch, mesh_of, padded
@@ -21,7 +21,7 @@ def config(**parallel):
     [
         ({}, (8, 1)),
         ({"fsdp": 4}, (2, 4)),
-        (SPLIT, (1, 8)),
+        (SPLIT["llm"], (1, 8)),
         ({"data": 2, "fsdp": 0}, (2, 4)),
         ({"data": 0, "fsdp": 0}, (1, 8)),
         ({"data": 2}, (2, 1)),
@@ -30,6 +30,17 @@ def config(**parallel):
 def test_zero_takes_as_many_devices_as_there_are(parallel, shape):
     mesh = mesh_of(config(**parallel))
     assert (mesh.shape["data"], mesh.shape["fsdp"]) == shape
+
+
+def test_a_language_model_is_split_and_an_encoder_is_not():
+    """Over as many devices as there are, unless the configuration says otherwise."""
+    given = {"tasks": ("a",), "methods": ("b",), "name": "c"}
+    found = [
+        mesh_of(run(**given, family=family, parallel=parallel)).shape
+        for family in ("llm", "glue")
+        for parallel in (None, {"data": 2, "fsdp": 2})
+    ]
+    assert [(x["data"], x["fsdp"]) for x in found] == [(1, 8), (2, 2), (8, 1), (2, 2)]
 
 
 def test_a_run_under_a_default_device_takes_that_alone():
