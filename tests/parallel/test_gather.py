@@ -209,7 +209,8 @@ def test_loops_in_loops_and_nnx(make):
     text, found = gradient(split, base, jax.device_put(x, rows(mesh)))
     gathered = [s for n, s in collectives(text) if n == "all-gather"]
     assert gathered and max(map(prod, gathered)) <= 32 * 64
-    assert all(s[:1] != (64,) or s == (64, 32) for s in gathered)
+    # 64 rows, and 64 outputs of the first layer: a bias and the next kernel
+    assert all(s[:1] != (64,) or s in ((64,), (64, 32)) for s in gathered), gathered
     _, expected = gradient(peft, variables, x)
     eps = np.finfo(np.float32).eps
     jax.tree.map(
