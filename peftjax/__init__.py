@@ -13,7 +13,7 @@ from peftjax.methods import *  # noqa: F403 (its list of names is the methods')
 
 if TYPE_CHECKING:
     from peftjax.nnx import from_nnx, to_nnx
-    from peftjax.quantised import NF4, Int4, Int8, quantise
+    from peftjax.quantised import NF4, Int4, Int8, dequantise, quantise
 
 __all__ = [
     "Int4",
@@ -25,6 +25,7 @@ __all__ = [
     "Peft",
     "adapt",
     "bank",
+    "dequantise",
     "dropout",
     "from_nnx",
     "quantise",
@@ -51,7 +52,7 @@ _ROOMS = (
 # Names of this module that live in rooms which only some need.
 _LATER = {
     "nnx": ("from_nnx", "to_nnx"),
-    "quantised": ("Int4", "Int8", "NF4", "quantise"),
+    "quantised": ("Int4", "Int8", "NF4", "dequantise", "quantise"),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
+from peftjax.core.coded import is_coded
 from peftjax.core.method import Method
 
 
@@ -53,7 +54,7 @@ def flatten(variables: Any) -> tuple[list[str | None], list[Any], Any]:
 
 def spelled(variables: Any) -> tuple[list[str], list[Any], Any]:
     """Flatten variables into whole paths, collections included."""
-    pairs, structure = jax.tree_util.tree_flatten_with_path(variables)
+    pairs, structure = jax.tree_util.tree_flatten_with_path(variables, is_coded)
     paths: list[str] = []
     for keys, _ in pairs:
         names = [_name(key) for key in keys]

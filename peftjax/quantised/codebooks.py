@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 # QLoRA (arXiv 2305.14314), appendix E: quantiles of a normal distribution, zero exact.
@@ -41,3 +43,21 @@ def dynamic() -> np.ndarray:
         positive += list(10.0 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2)
     return np.sort(np.float32([0, 1, *positive, *(-x for x in positive)]))
 
+
+def dynamic_of(codes: jax.Array) -> jax.Array:
+    """Return `dynamic()[codes]`, computed: to look it up would be a slow pass more.
+
+    >>> codes = np.arange(256, dtype=np.uint8)
+    >>> bool(np.abs(dynamic_of(codes) - dynamic()).max() < 1e-7)
+    True
+    """
+    place = codes.astype(jnp.int32) - 127
+    rank = jnp.abs(place)  # from 1 on, by magnitude
+    decade = 31 - jax.lax.clz(jnp.maximum(rank, 1))
+    steps = (1 << decade).astype(jnp.float32)
+    fraction = 0.1 + 0.9 * (rank - steps + 0.5) / steps
+    scale = jnp.float32(1)
+    for exponent in range(6):
+        scale = jnp.where(decade == exponent, 10.0 ** (exponent - 6), scale)
+    value = jnp.sign(place) * scale * fraction
+    return jnp.where(rank == 128, 1.0, value).astype(jnp.float32)

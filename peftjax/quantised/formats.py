@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peftjax.core.coded import Coded
 from peftjax.quantised import codebooks
 
 SCALES = 256  # scales that share one scale of their own
@@ -81,13 +82,13 @@ class NF4(Format):
     meta_fields=("format", "dtype"),
 )
 @dataclass(frozen=True, eq=False)
-class Quantised:
+class Quantised(Coded):
     """An array in codes; `decode` gives it back.
 
     Attributes:
-        codes: `[..., rows, groups, group]` uint8, the axis of the groups last; two to a
-            byte in 4 bits, the first in the upper half.
-        scales: `[..., rows, groups]` float32; uint8 with `double`.
+        codes: uint8, of the array's shape; in 4 bits half as long along the axis of the
+            groups, the second half of the array in the upper bits.
+        scales: float32, uint8 with `double`; the axis of the groups holds one a group.
         base: `[..., blocks]` float32, the scales of the scales; None without `double`.
         offset: `[...]` float32, the mean that was taken off the scales; or None.
         format: how it was coded.
@@ -102,12 +103,16 @@ class Quantised:
     dtype: Any
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # pyright: ignore
         """Of the array."""
-        *leading, groups, stored = self.codes.shape
-        length = groups * stored * (2 if self.format.packed else 1)
-        place = len(leading) + 1 + self.format.axis
-        return (*leading[:place], length, *leading[place:])
+        shape = list(self.codes.shape)
+        shape[self.format.axis] *= 2 if self.format.packed else 1
+        return tuple(shape)
+
+    @property
+    def layered(self) -> bool:
+        """Whether the first axis of its arrays is the first of the array."""
+        return self.ndim > 2 and self.format.axis != -self.ndim
 
     @property
     def nbytes(self) -> int:
@@ -116,24 +121,29 @@ class Quantised:
 
     def decode(self) -> jax.Array:
         """Return the array, of `dtype`; computed in float32 and rounded once."""
-        levels = self.format.levels
-        codes = self.codes
-        if self.format.packed:
-            codes = jnp.stack([codes >> 4, codes & 15], -1)
-            codes = codes.reshape(*codes.shape[:-2], -1)
-        values = _looked_up(levels, codes) * self._scales()[..., None]
-        values = values.reshape(*values.shape[:-2], -1)
-        return jnp.moveaxis(values, -1, self.format.axis).astype(self.dtype)
+        format, codes = self.format, self.codes
+        if format.packed:
+            codes = jnp.concatenate([codes & 15, codes >> 4], format.axis)
+        place = len(self.shape) + format.axis
+        grouped = _divided(_looked_up(format.levels, codes), place, format.group)
+        values = grouped * jnp.expand_dims(self._scales(), place + 1)
+        return values.reshape(self.shape).astype(self.dtype)
 
     def _scales(self) -> jax.Array:
         if self.base is None or self.offset is None:
             return self.scales
-        rows, groups = self.scales.shape[-2:]
-        flat = self.scales.reshape(*self.scales.shape[:-2], -1)
-        values = _looked_up(codebooks.dynamic(), flat)
-        base = jnp.repeat(self.base, SCALES, -1)[..., : rows * groups]
-        values = values * base + self.offset[..., None]
-        return values.reshape(self.scales.shape)
+        rows = jnp.moveaxis(self.scales, self.format.axis, -1)
+        flat = rows.reshape(*rows.shape[:-2], -1)
+        values = codebooks.dynamic_of(flat)
+        base = jnp.repeat(self.base, SCALES, -1)[..., : flat.shape[-1]]
+        values = (values * base + self.offset[..., None]).reshape(rows.shape)
+        return jnp.moveaxis(values, -1, self.format.axis)
+
+
+def _divided(array: jax.Array, place: int, group: int) -> jax.Array:
+    """Divide an axis into `[groups, group]`."""
+    shape = array.shape
+    return array.reshape(*shape[:place], -1, group, *shape[place + 1 :])
 
 
 def encode(array: jax.Array, format: Format) -> Quantised:
@@ -142,7 +152,7 @@ def encode(array: jax.Array, format: Format) -> Quantised:
     >>> kernel = jax.random.normal(jax.random.key(0), (128, 8))
     >>> coded = encode(kernel, NF4(group=64))
     >>> coded.codes.shape, coded.scales.shape, coded.shape, coded.nbytes / kernel.nbytes
-    ((8, 2, 32), (8, 2), (128, 8), 0.140625)
+    ((64, 8), (2, 8), (128, 8), 0.140625)
     >>> bool(jnp.abs(coded.decode() - kernel).max() < 0.2 * jnp.abs(kernel).max())
     True
     """
@@ -151,28 +161,28 @@ def encode(array: jax.Array, format: Format) -> Quantised:
 
 @partial(jax.jit, static_argnums=1)
 def _encode(array: jax.Array, format: Format) -> Quantised:
-    values = jnp.moveaxis(array.astype(jnp.float32), format.axis, -1)
-    values = values.reshape(*values.shape[:-1], -1, format.group)
-    scales = jnp.max(jnp.abs(values), -1)
-    codes = _codes(format.levels, values / jnp.where(scales > 0, scales, 1)[..., None])
+    place = array.ndim + format.axis
+    values = _divided(array.astype(jnp.float32), place, format.group)
+    scales = jnp.max(jnp.abs(values), place + 1)
+    values = values / jnp.expand_dims(jnp.where(scales > 0, scales, 1), place + 1)
+    codes = _codes(format.levels, values).reshape(array.shape)
     if format.packed:
-        codes = codes[..., ::2] << 4 | codes[..., 1::2]
+        lower, upper = jnp.split(codes, 2, format.axis)
+        codes = lower | upper << 4
     if not format.double:
         return Quantised(codes, scales, None, None, format, array.dtype)
-    flat = scales.reshape(*scales.shape[:-2], -1)
+    rows = jnp.moveaxis(scales, format.axis, -1)
+    flat = rows.reshape(*rows.shape[:-2], -1)
     offset = flat.mean(-1)
     flat = flat - offset[..., None]
-    padding = -flat.shape[-1] % SCALES
-    blocks = jnp.pad(flat, [*[(0, 0)] * (flat.ndim - 1), (0, padding)])
-    blocks = blocks.reshape(*flat.shape[:-1], -1, SCALES)
+    padding = [(0, 0)] * (flat.ndim - 1) + [(0, -flat.shape[-1] % SCALES)]
+    blocks = _divided(jnp.pad(flat, padding), flat.ndim - 1, SCALES)
     base = jnp.max(jnp.abs(blocks), -1)
-    coded = _codes(
-        codebooks.dynamic(), blocks / jnp.where(base > 0, base, 1)[..., None]
-    )
-    coded = coded.reshape(*flat.shape[:-1], -1)[..., : flat.shape[-1]]
-    return Quantised(
-        codes, coded.reshape(scales.shape), base, offset, format, array.dtype
-    )
+    blocks = blocks / jnp.where(base > 0, base, 1)[..., None]
+    coded = _codes(codebooks.dynamic(), blocks).reshape(*flat.shape[:-1], -1)
+    coded = coded[..., : flat.shape[-1]].reshape(rows.shape)
+    scales = jnp.moveaxis(coded, -1, format.axis)
+    return Quantised(codes, scales, base, offset, format, array.dtype)
 
 
 def _codes(levels: np.ndarray, values: jax.Array) -> jax.Array:
@@ -185,4 +195,22 @@ def _looked_up(levels: np.ndarray, codes: jax.Array) -> jax.Array:
     if np.allclose(steps, steps[0]):
         zero = len(levels) // 2
         return (codes.astype(jnp.float32) - zero) / zero
+    return jax.lax.platform_dependent(
+        codes, cpu=partial(_gathered, levels), default=partial(_chosen, levels)
+    )
+
+
+def _gathered(levels: np.ndarray, codes: jax.Array) -> jax.Array:
     return jnp.take(jnp.asarray(levels), codes.astype(jnp.int32), mode="clip")
+
+
+def _chosen(levels: np.ndarray, codes: jax.Array) -> jax.Array:
+    # bit by bit: an accelerator makes it a part of the product that follows, where a
+    # gather would be a slow pass of its own
+    found = [jnp.float32(level) for level in levels]
+    for bit in range(4):
+        odd = (codes >> bit & 1).astype(bool)
+        found = [
+            jnp.where(odd, one, zero) for zero, one in zip(found[::2], found[1::2])
+        ]
+    return found[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -37,6 +38,9 @@ def quantise(variables: Any, rules: Mapping[str, Format]) -> Any:
     >>> coded = quantise({"fc": {"kernel": kernel}}, {".*kernel": NF4(group=64)})
     >>> coded["fc"]["kernel"].decode().shape
     (128, 4)
+
+    Departures: an adapter file saved over such a base does not say which values the
+    coded leaves had, so that it fits the base in floats too.
     """
     for pattern, format in rules.items():
         if not isinstance(format, Format):
@@ -53,13 +57,37 @@ def quantise(variables: Any, rules: Mapping[str, Format]) -> Any:
     return jax.tree.unflatten(structure, coded)
 
 
+def dequantise(variables: Any, dtype: Any = None) -> Any:
+    """Return variables with every coded leaf decoded, for the model alone.
+
+    Args:
+        variables: of `quantise`, or merged adapters over them.
+        dtype: of the decoded leaves; by default the one each had.
+    """
+
+    def whole(leaf: Any) -> Any:
+        if not isinstance(leaf, Quantised):
+            return leaf
+        return _decoded(replace(leaf, dtype=jnp.dtype(dtype or leaf.dtype)))
+
+    def is_coded(leaf: Any) -> bool:
+        return isinstance(leaf, Quantised)
+
+    return jax.tree.map(whole, variables, is_leaf=is_coded)
+
+
+@jax.jit
+def _decoded(leaf: Quantised) -> jax.Array:
+    return leaf.decode()
+
+
 def _coded(path: str, leaf: Any, format: Format) -> Quantised:
     if isinstance(leaf, Quantised):
         raise ValueError(f"{path}: is in codes already ({leaf.format})")
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(f"{path}: expected floating numbers, found {leaf.dtype}")
     length = leaf.shape[format.axis] if leaf.ndim >= max(2, -format.axis) else 0
-    if not length or length % format.group or format.packed and format.group % 2:
+    if not length or length % format.group or (format.packed and format.group % 2):
         raise ValueError(
             f"{path}: {format} needs an even group that divides axis {format.axis} of "
             f"at least two axes, found shape {tuple(leaf.shape)}; choose another group "
