@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # QLoRA (arXiv 2305.14314), appendix E: quantiles of a normal distribution, zero exact.
-NF4 = np.float32(
+NF4 = np.array(
     [
         -1.0,
         -0.6961928009986877,
@@ -25,7 +25,8 @@ NF4 = np.float32(
         0.5626170039176941,
         0.7229568362236023,
         1.0,
-    ]
+    ],
+    np.float32,
 )
 INT4 = np.arange(-7, 8, dtype=np.float32) / 7
 INT8 = np.arange(-127, 128, dtype=np.float32) / 127
@@ -41,7 +42,8 @@ def dynamic() -> np.ndarray:
     for exponent in range(7):
         edges = np.linspace(0.1, 1, 2**exponent + 1)
         positive += list(10.0 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2)
-    return np.sort(np.float32([0, 1, *positive, *(-x for x in positive)]))
+    negative = [-number for number in positive]
+    return np.sort(np.array([0, 1, *positive, *negative], np.float32))
 
 
 def dynamic_of(codes: jax.Array) -> jax.Array:
