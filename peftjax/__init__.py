@@ -13,16 +13,22 @@ from peftjax.methods import *  # noqa: F403 (its list of names is the methods')
 
 if TYPE_CHECKING:
     from peftjax.nnx import from_nnx, to_nnx
+    from peftjax.quantised import NF4, Int4, Int8, dequantise, quantise
 
 __all__ = [
+    "Int4",
+    "Int8",
     "Layer",
     "Method",
+    "NF4",
     "NotMergeable",
     "Peft",
     "adapt",
     "bank",
+    "dequantise",
     "dropout",
     "from_nnx",
+    "quantise",
     "to_glora",
     "to_lora",
     "to_nnx",
@@ -38,19 +44,25 @@ _ROOMS = (
     "models",
     "parallel",
     "presets",
+    "quantised",
     "search",
     "testing",
     "training",
 )
-_NNX = ("from_nnx", "to_nnx")
+# Names of this module that live in rooms which only some need.
+_LATER = {
+    "nnx": ("from_nnx", "to_nnx"),
+    "quantised": ("Int4", "Int8", "NF4", "dequantise", "quantise"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import a room of the package when it is first used, `pj.models` for one."""
-    if name in _NNX:
-        return getattr(import_module("peftjax.nnx"), name)
     if name in _ROOMS:
         return import_module(f"peftjax.{name}")
+    for room, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(f"peftjax.{room}"), name)
     raise AttributeError(f"module 'peftjax' has no attribute {name!r}")
 
 

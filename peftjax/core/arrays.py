@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from peftjax.core import paths
 from peftjax.core.axes import arrange, wide
+from peftjax.core.coded import decoded
 from peftjax.core.gates import constant_gates
 from peftjax.core.site import Adapters, Given, Leaves, Site
 
@@ -57,6 +58,7 @@ def fresh(sites: Sequence[Site], leaves: Sequence[Any], key: jax.Array) -> Adapt
 @by_form
 def _fresh(site: Site, key: jax.Array, index: int, kernel: Any) -> dict[str, jax.Array]:
     """Return fresh arrays of one site, stacked layers included, float32."""
+    kernel = decoded(kernel)
     if site.method.replaces:
         # a copy, lest donating the adapters takes the model's own buffers
         return {"value": jnp.array(kernel, wide(kernel.dtype), copy=True)}
@@ -128,7 +130,7 @@ def replaced(
         own = of_site(site, adapters, given)
         value = own.params["value"].astype(leaves[site.index].dtype)
         if own.is_base is not None:
-            value = jnp.where(own.is_base, leaves[site.index], value)
+            value = jnp.where(own.is_base, decoded(leaves[site.index]), value)
         values[site.index] = value
     return values
 

@@ -1,11 +1,12 @@
-"""A base split over devices: a leaf is gathered where it is consumed.
+"""A base in parts or in codes: a leaf is made whole where it is consumed.
 
 Left to itself, the compiler may as well move activations to the parts of a weight. Here
 a leaf stays in its parts while the model only lays it out anew, takes a layer of it or
 carries it into loops, branches and recomputation; the equation that computes with it
 gets it whole. So what is gathered is the slice of one layer, inside the loop; the
 activations stay split over the batch; and what was gathered is not kept for the
-backward pass, but gathered again.
+backward pass, but gathered again. A leaf in codes is decoded at the same place, from
+codes that were gathered, and the backward pass keeps the codes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from peftjax.core.axes import whole
+from peftjax.core.coded import Coded, decoded
 from peftjax.core.jaxpr import Symbol
 from peftjax.core.merge import merge_used
 from peftjax.core.run import Runner
@@ -40,15 +42,17 @@ class Layout:
     """How the arrays of one call lie on a mesh.
 
     Attributes:
-        batch: of the first axis of a batch.
+        batch: of the first axis of a batch; None where nothing is said of places.
         examples: the length of that axis.
     """
 
-    batch: NamedSharding
+    batch: NamedSharding | None
     examples: int
 
     def gathered(self, value: jax.Array) -> jax.Array:
         """Ask for a weight whole on every device."""
+        if self.batch is None:
+            return value
         everywhere = NamedSharding(self.batch.mesh, PartitionSpec())
         return jax.lax.with_sharding_constraint(value, everywhere)
 
@@ -57,22 +61,27 @@ class Layout:
 
         Of the other axes nothing is said.
         """
-        return [self._split(v) if self._has_rows(v) else v for v in values]
-
-    def _split(self, value: jax.Array) -> jax.Array:
-        others = [PartitionSpec.UNCONSTRAINED] * (value.ndim - 1)
-        spec = PartitionSpec(*self.batch.spec[:1], *others)
-        sharding = NamedSharding(self.batch.mesh, spec)
-        return jax.lax.with_sharding_constraint(value, sharding)
-
-    def _has_rows(self, value: Any) -> bool:
+        if self.batch is None:
+            return list(values)
         parts = self.examples // self.batch.shard_shape((self.examples,))[0]
+        return [
+            _split(v, self.batch) if self._has_rows(v, parts) else v for v in values
+        ]
+
+    def _has_rows(self, value: Any, parts: int) -> bool:
         fits = jnp.shape(value)[:1] == (self.examples,) and self.examples % parts == 0
         return fits and jnp.issubdtype(value.dtype, jnp.number)
 
 
+def _split(value: jax.Array, batch: NamedSharding) -> jax.Array:
+    others = [PartitionSpec.UNCONSTRAINED] * (value.ndim - 1)
+    spec = PartitionSpec(*batch.spec[:1], *others)
+    sharding = NamedSharding(batch.mesh, spec)
+    return jax.lax.with_sharding_constraint(value, sharding)
+
+
 class Gatherer(Runner):
-    """The rules on arrays of which the model's own are split over devices."""
+    """The rules on arrays of which the model's own are in parts or in codes."""
 
     def __init__(
         self,
@@ -87,15 +96,22 @@ class Gatherer(Runner):
     def call(
         self, closed: Any, leaves: Sequence[Any], dynamic: Sequence[Any]
     ) -> list[Any]:
+        apart = self.layout.batch is not None
         symbols = [
-            leaf if isinstance(leaf, Symbol) else Leaf(leaf, i, whole(leaf.shape))
+            Leaf(leaf, i, whole(leaf.shape))
+            if not isinstance(leaf, Symbol) and (apart or isinstance(leaf, Coded))
+            else leaf
             for i, leaf in enumerate(leaves)
         ]
         results = super().call(closed, symbols, self.layout.split(dynamic))
         return self.layout.split(results)
 
     def consumed(self, weight: Weight, function: Callable[[Weight], Any]) -> Any:
-        return self._again(lambda: function(self._whole(weight)))
+        return self._again([weight], lambda: function(self._whole(weight)))
+
+    def has_members(self, leaf: Leaf) -> bool:
+        layered = not isinstance(leaf.value, Coded) or leaf.value.layered
+        return layered and super().has_members(leaf)
 
     def ended(self, symbol: Any, why: str) -> Any:
         if isinstance(symbol, Weight):
@@ -123,7 +139,9 @@ class Gatherer(Runner):
 
     def _move(self, eqn: Any, operands: list[Any]) -> list[Any]:
         leaf, *others = operands
-        if type(leaf) is Leaf and prod(eqn.outvars[0].aval.shape) > leaf.value.size:
+        if type(leaf) is Leaf and prod(eqn.outvars[0].aval.shape) > prod(
+            leaf.value.shape
+        ):
             # whole before it is as large as an activation
             leaf = self._whole(leaf)
             if self._is_base(leaf):
@@ -135,7 +153,7 @@ class Gatherer(Runner):
         unknown = super()._unknown
         symbols = [o for o in whole if isinstance(o, Symbol)]
         if all(map(self._is_base, symbols)):
-            return self._again(lambda: unknown(eqn, whole))
+            return self._again(symbols, lambda: unknown(eqn, whole))
         return unknown(eqn, whole)
 
     def _is_base(self, value: Any) -> bool:
@@ -146,12 +164,15 @@ class Gatherer(Runner):
         if isinstance(symbol, Merged):
             delta = self.layout.gathered(symbol.delta)
             symbol = replace(symbol, delta=delta)
-        return replace(symbol, value=self.layout.gathered(symbol.value))
+        value = jax.tree.map(self.layout.gathered, symbol.value)
+        return replace(symbol, value=decoded(value))
 
-    def _again(self, function: Callable[[], Any]) -> Any:
-        """Call what gathers a weight, so that it is gathered again, not kept.
+    def _again(self, symbols: Sequence[Any], function: Callable[[], Any]) -> Any:
+        """Call what makes leaves whole, so that it is done again, and they not kept.
 
         In a loop or a recomputation the backward pass is apart already.
         """
         apart = self._depth > 0
-        return jax.checkpoint(function, policy=_kept, prevent_cse=not apart)()
+        coded = any(isinstance(symbol.value, Coded) for symbol in symbols)
+        policy = jax.checkpoint_policies.nothing_saveable if coded else _kept
+        return jax.checkpoint(function, policy=policy, prevent_cse=not apart)()

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core as jex
 
+from peftjax.core.coded import Coded
+
 Rule = Callable[[Any, list[Any]], Sequence[Any]]
 
 JIT = ("jit", "pjit", "closed_call", "core_call")
@@ -272,9 +274,8 @@ class Call:
             variables = jax.tree.unflatten(self.variables, leaves)
             return self.apply_fn(variables, *args, **kwargs)
 
-        jaxpr, out = jax.make_jaxpr(function, return_shape=True)(
-            list(leaves), self.dynamic
-        )
+        avals = [leaf.aval if isinstance(leaf, Coded) else leaf for leaf in leaves]
+        jaxpr, out = jax.make_jaxpr(function, return_shape=True)(avals, self.dynamic)
         return jaxpr, jax.tree.structure(out)
 
 

@@ -12,6 +12,7 @@ from jax import lax
 from peftjax.core import arrays
 from peftjax.core.affine import NotMergeable, merge_layer
 from peftjax.core.axes import arrange, restore, whole
+from peftjax.core.coded import decoded
 from peftjax.core.method import Method
 from peftjax.core.site import Adapters, Given, Site
 from peftjax.core.uses import Weight
@@ -92,6 +93,7 @@ def _deltas(site: Site, stored: Sequence[Any], given: Given) -> list[Any]:
 def _changed(
     site: Site, stored: Sequence[Any], given: Given, change: Callable[..., Any]
 ) -> list[Any]:
+    stored = [decoded(a) for a in stored]
     places = [
         (whole(a.shape), g) for a, g in zip(stored, (site.groups, site.bias_groups))
     ]

@@ -17,6 +17,7 @@ from jax import lax
 
 from peftjax.core import axes, jaxpr
 from peftjax.core.axes import shape
+from peftjax.core.coded import Coded
 from peftjax.core.jaxpr import Loop, Rule, Symbol
 from peftjax.core.uses import Leaf, Merged, Product, Token, Weight
 
@@ -134,9 +135,14 @@ class Moves:
             return lax.dynamic_index_in_dim(array, index, 0, keepdims=False)
 
         member = leaf.leading().map(take).member(("index", token))
-        value = self.evaluate(eqn, [leaf.value, *start])[0]
-        kept = ((),) if eqn.outvars[0].aval.ndim == len(leaf.view) else ()
-        return [member.moved(lambda _: value, (*kept, *member.view))]
+        kept = eqn.outvars[0].aval.ndim == len(leaf.view)
+        if isinstance(leaf.value, Coded):
+            member = replace(member, value=jax.tree.map(take, leaf.value))
+            lay = (lambda v: v[None]) if kept else (lambda v: v)
+        else:
+            value = self.evaluate(eqn, [leaf.value, *start])[0]
+            lay = lambda _: value  # noqa: E731
+        return [member.moved(lay, (*((),) * kept, *member.view))]
 
     # --- control flow: go inside, and build it anew
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
+from peftjax.core.coded import is_coded
 from peftjax.core.method import Method
+
+Decision = TypeVar("Decision")
 
 
 def _name(key: Hashable) -> str:
@@ -53,7 +56,7 @@ def flatten(variables: Any) -> tuple[list[str | None], list[Any], Any]:
 
 def spelled(variables: Any) -> tuple[list[str], list[Any], Any]:
     """Flatten variables into whole paths, collections included."""
-    pairs, structure = jax.tree_util.tree_flatten_with_path(variables)
+    pairs, structure = jax.tree_util.tree_flatten_with_path(variables, is_coded)
     paths: list[str] = []
     for keys, _ in pairs:
         names = [_name(key) for key in keys]
@@ -125,14 +128,14 @@ def _method(pattern: Any, found: Any) -> Method:
 
 
 def match(
-    paths: Sequence[str], rules: Sequence[tuple[str, Method]]
-) -> dict[str, tuple[str, Method]]:
+    paths: Sequence[str], rules: Sequence[tuple[str, Decision]]
+) -> dict[str, tuple[str, Decision]]:
     """Return the rule that decides each path, if one does; the first match wins.
 
     Args:
         paths: paths of all leaves that may be adapted.
-        rules: pairs of a regular expression, matched against the whole path, and a
-            method.
+        rules: pairs of a regular expression, matched against the whole path, and what
+            it decides, a method for one.
 
     Raises:
         ValueError: two leaves are spelled alike; a pattern decides no leaf (nothing
@@ -144,14 +147,14 @@ def match(
             f"two parameters have the path {twice!r}: adapters could not tell them "
             "apart; rename one, or keep '/' out of its name"
         )
-    chosen: dict[str, tuple[str, Method]] = {}
-    for pattern, method in rules:
+    chosen: dict[str, tuple[str, Decision]] = {}
+    for pattern, decision in rules:
         expression = re.compile(pattern)
         hits = [path for path in paths if expression.fullmatch(path)]
         fresh = [path for path in hits if path not in chosen]
         if not fresh:
             raise ValueError(_decides_nothing(pattern, hits, paths))
-        chosen.update(dict.fromkeys(fresh, (pattern, method)))
+        chosen.update(dict.fromkeys(fresh, (pattern, decision)))
     return chosen
 
 

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 
 from peftjax.core import arrays, cost, paths
 from peftjax.core.bank import apply_rows
+from peftjax.core.coded import Coded
 from peftjax.core.gates import mean_gates
 from peftjax.core.gather import Gatherer, Layout
 from peftjax.core.jaxpr import Call, live_inputs
@@ -197,7 +198,7 @@ class Peft:
         jaxpr, structure = call.trace(leaves)
         inputs = leaves, call.dynamic, adapters, given, adapter_key
         runner = None
-        if self.batch is not None:
+        if self.batch is not None or any(isinstance(leaf, Coded) for leaf in leaves):
             layout = Layout(self.batch, call.examples)
             runner = partial(Gatherer, layout=layout)
         outputs = run(jaxpr, self.sites, *inputs, runner=runner)
@@ -206,7 +207,8 @@ class Peft:
     def merge(self, variables: Any, adapters: Adapters, gates: Any = None) -> Any:
         """Return variables with the adapters merged in; the same tree, nothing mutated.
 
-        Every site is merged in float32 and cast once, one stacked layer at a time.
+        Every site is merged in float32 and cast once, one stacked layer at a time. Of a
+        base in codes, the merged leaves are in floats and the others stay in codes.
 
         Args:
             variables: the frozen model.

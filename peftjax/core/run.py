@@ -15,6 +15,7 @@ from jax import lax
 from peftjax.core import arrays, axes
 from peftjax.core.affine import JOINTLY
 from peftjax.core.axes import arrange, shape, whole
+from peftjax.core.coded import decoded
 from peftjax.core.jaxpr import rebound
 from peftjax.core.lift import Rules
 from peftjax.core.merge import merge_leaves, merge_used
@@ -43,7 +44,7 @@ def run(
     slow = [site for site in formulas if not site.fast]
 
     def merged(site: Site, index: int, old: Any, delta: Any) -> Merged:
-        return Merged(old, delta, site.path, index != site.index)
+        return Merged(decoded(old), delta, site.path, index != site.index)
 
     values = merge_leaves(slow, values, adapters, given, merged)
     owners: dict[int, Site] = {}

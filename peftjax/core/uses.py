@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from peftjax.core.axes import TOKENS, Atom, Axis, View, arrange, inside, shape
+from peftjax.core.coded import moved
 from peftjax.core.jaxpr import Symbol
 from peftjax.core.method import Kind
 from peftjax.core.site import Given, Site
@@ -43,7 +44,7 @@ class Leaf(Symbol):
 
     def moved(self, function: Callable[[Any], Any], view: View) -> Leaf:
         """Lay the value out anew."""
-        return replace(self, value=function(self.value), view=view)
+        return replace(self, value=moved(self.value, function), view=view)
 
     def map(self, function: Callable[[jax.Array], jax.Array]) -> Leaf:
         """Apply a function to all that carries the stacked axes in front."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax import storage
+from peftjax.core.coded import decoded
 from peftjax.core.paths import flatten
 from peftjax.models.files import CheckpointError, finite, open_tensors
 
@@ -29,7 +30,8 @@ def save_tree(path: PathLike, variables: Any) -> Path:
     The keys are the paths that rules match; other collections are left out.
     """
     paths, leaves, _ = flatten(variables)
-    tensors = {name: leaf for name, leaf in zip(paths, leaves) if name is not None}
+    known = {name: leaf for name, leaf in zip(paths, leaves) if name is not None}
+    tensors = {name: decoded(leaf) for name, leaf in known.items()}
     with storage.replacing(path) as new:
         write(new, tensors)
     return storage.path(path)
