@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     configs = starts.linked(workdir, _runs(config, options), options.config.config)
     lacking = led(lambda: starts.missing(workdir, configs))
     if options.dry_run:
-        outlook.show(configs, options.workdir)
+        led(lambda: outlook.show(configs, options.workdir))
         print(
             "\n".join(f"MISSING: {line}" for line in lacking), end="\n" * bool(lacking)
         )
