@@ -15,6 +15,8 @@ from peftjax.training.losses import cross_entropy
 from peftjax.training.state import create_state
 from peftjax.training.step import make_step
 
+pytestmark = pytest.mark.slow
+
 NF4 = pj.NF4(group=32, double=True)
 BLOCKS = r"blocks.*/(attn|mlp)/.*kernel"
 QKV = r"blocks.*/attn/qkv/kernel"
