@@ -3,9 +3,10 @@
 `python -m experiments.benchmarks.pod_plan --config configs/pods.py:model=llama2_7b
   --topology v5e:8x8 --fsdp 64`
 
-Needs `pip install 'jax[tpu]'` (libtpu), and no TPU. The step of `make_step` is compiled
-for the slice, and what is printed is read from the compiled program: bytes per chip
-beside its memory, collectives with how often they run and what they bring to a chip.
+Needs the extra `tpu` (`jax[tpu]`, which brings libtpu), and no TPU. The step of
+`make_step` is compiled for the slice, and what is printed is read from the compiled
+program: bytes per chip beside its memory, collectives with how often they run and what
+they bring to a chip.
 FLOPs are counted in the traced step, matrix products and convolutions alone, since XLA
 counts the body of a loop once. The step time is the larger of what the chip's
 published FLOP/s and links allow (`chips.py`): nothing waits, only the larger is paid,
