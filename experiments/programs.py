@@ -114,6 +114,12 @@ class ProgramCache:
         moves = self.update_frozen
         if any(isinstance(method, pj.AdaLoRA) for method in rules.values()):
             moves = allocate
+        for pattern, method in rules.items():
+            if moves is None and method.moved_by:
+                raise UnfitSettings(
+                    f"{config.name}, {config.method}: {pattern}: {method}: expected a "
+                    "method that trains alone; experiments.search trains a supernet"
+                )
         descent = optimizer(config.optim, 2, 1)
         step = make_step(
             peft,

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     others = {m: _scores(runs[m], options.workdir) for m in options.beside}
     result = {
-        "config": plain(first),
+        "config": plain({k: v for k, v in first.items() if k != "paths"}),
         "random": options.random,
         "seeds": rows,
         "beside": others,
@@ -89,11 +89,15 @@ def _parser() -> cli.Parser:
 
 
 def compared(
-    config: ConfigDict, workdir: Path, number: int, stop: Stop | None = None
+    config: ConfigDict,
+    workdir: Path,
+    number: int,
+    stop: Stop | None = None,
+    mesh: Any = None,
 ) -> dict[str, Any]:
     """Return the test score of what one search found, and of random structures."""
     place, config = folder(workdir, config), supernet(config)
-    one = Run(config, ProgramCache(update_frozen=draw), choose=True, stop=stop)
+    one = Run(config, ProgramCache(mesh, update_frozen=draw), choose=True, stop=stop)
     space = Space(one.peft)
     adapters = trained(one, place / SUPERNET, stop)
     found = documents.read(place / SEARCH, documents.Search, REMEDY)

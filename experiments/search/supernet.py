@@ -26,7 +26,8 @@ def supernet(config: ConfigDict) -> ConfigDict:
     """Return the configuration with each GLoRA as a supernet of its rank.
 
     Raises:
-        UnfitSettings: no rule is a GLoRA, or one has three ranks or matrix semantics.
+        UnfitSettings: no rule is a GLoRA, one has three ranks or matrix semantics, or
+            another one moves frozen leaves of its own. All others stay as they are.
     """
     rules = []
     for pattern, method in config.rules:
@@ -37,6 +38,11 @@ def supernet(config: ConfigDict) -> ConfigDict:
                     "element-wise semantics, of which there is a supernet"
                 )
             method = pj.GLoRASupernet(method.rank)
+        elif method.moved_by and not isinstance(method, pj.GLoRASupernet):
+            raise UnfitSettings(
+                f"{config.name}: {pattern}: {method}: expected no method beside GLoRA "
+                "whose frozen leaves move too"
+            )
         rules.append((pattern, method))
     if not any(isinstance(method, pj.GLoRASupernet) for _, method in rules):
         found = ", ".join(sorted({type(method).__name__ for _, method in rules}))
@@ -93,6 +99,21 @@ def trained(one: Run, place: Path, stop: Stop | None) -> Any:
     return jax.device_get(one.peft.combine(state.trainable, state.frozen))
 
 
+def selected(one: Run) -> Any:
+    """Return the split that structures are selected on.
+
+    Raises:
+        UnfitSettings: there is none.
+    """
+    split = one.data.test if on_test(one.config) else one.data.validation
+    if split is None:
+        raise UnfitSettings(
+            f"{one.config.name}, {one.config.task}: has no validation split to select "
+            "a structure on"
+        )
+    return split
+
+
 def scores_of(
     one: Run, space: Space, adapters: Any, split: Any = None
 ) -> Callable[[Any], Any]:
@@ -100,12 +121,7 @@ def scores_of(
 
     By default the fitness: on the one that is selected on.
     """
-    selected = one.data.test if on_test(one.config) else one.data.validation
-    if (split := selected if split is None else split) is None:
-        raise UnfitSettings(
-            f"{one.config.name}, {one.config.task}: has no validation split to select "
-            "a structure on"
-        )
+    split = selected(one) if split is None else split
     outline, labels = one.outline, split["label"]
     score = make_score(
         space,

@@ -20,6 +20,7 @@ from experiments.search.supernet import (
     changed,
     on_test,
     scores_of,
+    selected,
     space_of,
     supernet,
     trained,
@@ -92,6 +93,7 @@ def run(
         cache = ProgramCache(mesh, update_frozen=draw)
         one = Run(config, cache, choose=not on_test(config), stop=folder.asking(stop))
         space = space_of(one, limit, settings, state)
+        selected(one)
         folder.begin(config)
         result = {**_searched(one, space, folder, state, stop), **_common(one)}
         folder.own(RESULT)

@@ -41,7 +41,7 @@ def outline(config: ConfigDict) -> Outline:
         outputs=outputs_of(norm),
         score=score,
         metric="accuracy",
-        examples=800 if config.selection == "best_on_validation" else 1000,
+        examples=800 if _holds_out(config) else 1000,
         note="test split",
     )
 
@@ -86,15 +86,19 @@ def data(config: ConfigDict, choose: bool) -> Data:
 
 
 def count(config: ConfigDict) -> int | None:
-    parts = ["train"]
-    if config.selection != "best_on_validation":
-        parts.append("val")
+    parts = ["train"] if _holds_out(config) else ["train", "val"]
     if not storage.path(config.paths.data).is_dir():
         return None
     try:
         return sum(len(_opened(config, config.task, part).labels) for part in parts)
     except (source.MissingData, ImportError):
         return None
+
+
+def _holds_out(config: ConfigDict) -> bool:
+    """Return whether a run chooses, an epoch or a structure, on 200 of the 1,000."""
+    searches = "search" in config and config.selection != "best_on_test"
+    return searches or config.selection == "best_on_validation"
 
 
 def _pretrained(config: ConfigDict, outline: Outline, stop: Stop | None) -> Any:

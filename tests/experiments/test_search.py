@@ -3,27 +3,31 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import peftjax as pj
 from configs.quickstart import get_config
-from experiments import report, table
+from experiments import finetune, report, table
 from experiments.checks import UnfitSettings
 from experiments.documents import DamagedFile
+from experiments.plan import folder as run_folder
 from experiments.plan import plan
 from experiments.preemption import Stopped
 from experiments.programs import ProgramCache
 from experiments.run import Run
-from experiments.search import run
+from experiments.search import compare, run
 from experiments.search.__main__ import main
 from experiments.search.pictures import front
 from experiments.search.supernet import changed, supernet
 from experiments.search.work import ON_TEST
-from experiments.tasks import from_scratch
+from experiments.tasks import digits, from_scratch
+from peftjax import storage
 from peftjax.hub import files
 from peftjax.parallel.mesh import make_mesh
-from peftjax.search import Candidate
+from peftjax.search import Candidate, Space
 from peftjax.training.loop import Preempted
 from tests.experiments.test_quickstart import SMALL
 
@@ -56,7 +60,7 @@ FILES = {
 def one_device():
     with pytest.MonkeyPatch.context() as patch:
         # eight fake devices are slow
-        patch.setattr(from_scratch, "make_mesh", lambda: make_mesh(data=1))
+        patch.setattr(from_scratch, "mesh_of", lambda config: make_mesh(data=1))
         yield
 
 
@@ -152,7 +156,7 @@ class _Programs:
 
     def of(self, config, outline, steps):
         class Nothing:
-            peft = None
+            peft, mesh = None, make_mesh(data=1)
 
             class step:
                 shard_base = staticmethod(lambda base: base)
@@ -222,6 +226,42 @@ def test_what_is_refused(whole, folder, tmp_path):
             search(changed(config, rules=((".*", wrong),)), folder / "d")
 
 
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        (pj.AdaLoRA(4, 8.0, 2), "expected no method beside GLoRA whose frozen"),
+        (pj.LoRA(4, alpha=8.0), ""),
+    ],
+)
+def test_other_rules_in_the_file(folder, beside, told):
+    glora = (r"blocks_\d+/mlp/fc1/kernel", pj.GLoRA(2))
+    rules = (glora, (r"blocks_\d+/mlp/fc2/kernel", beside), ("head/.*", pj.Full()))
+    config = changed(small(folder), rules=rules)
+    if not told:
+        assert [m for _, m in supernet(config).rules[1:]] == [beside, pj.Full()]
+        return
+    with pytest.raises(UnfitSettings, match=told):
+        search(config, folder / "beside")
+
+
+def test_without_a_validation_split_nothing_is_trained(folder, monkeypatch):
+    data = digits.data
+
+    def trained_on_all(config, choose):
+        return replace(data(config, choose), validation=None)
+
+    monkeypatch.setattr(digits, "data", trained_on_all)
+    with pytest.raises(UnfitSettings, match="digits: has no validation split to sel"):
+        search(small(folder), folder / "all")
+    assert not (folder / "all" / "settings.json").exists()
+
+
+def test_a_supernet_is_trained_by_the_search_alone(folder):
+    config = supernet(small(folder))
+    with pytest.raises(UnfitSettings, match="experiments.search trains a supernet"):
+        finetune.run(config, folder / "alone")
+
+
 def test_scanned_layers_are_refused_before_training(folder):
     rules = ((r"blocks/mlp/fc1/kernel", pj.GLoRA(2)), ("head/.*", pj.Full()))
     config = changed(small(folder), rules=rules)
@@ -266,10 +306,74 @@ def test_a_table_has_the_search_as_a_row(folder, tmp_path, capsys):
     text = (tmp_path / "table.md").read_text()
     assert "| glora_search |" in text and "missing" not in text
     assert "glora: fixed structures of GLoRA, not the method of its paper" in text
+    row = compare.compared(configs[1], tmp_path, 3, mesh=make_mesh(data=1))
+    place = run_folder(tmp_path, configs[1])
+    result = json.loads((place / "result.json").read_text())
+    # The structure within the supernet is what it is as fixed methods.
+    assert row["found"] == pytest.approx(result["scores"]["accuracy"], abs=0.02)
+    assert row["parameters"] == result["search"]["parameters"]
+    near = abs(np.array(row["random_parameters"]) / row["parameters"] - 1)
+    assert len(row["random"]) == 3 and near.max() <= compare.NEAR
     table.fill(tmp_path, configs)
     assert "digits, glora_search, seed 0: finished before" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="which --force does not repeat"):
         table.fill(tmp_path, configs, force=True)
+
+
+def rows_of(*pairs):
+    facts = {"parameters": 9, "metric": "accuracy", "beaten": 1.0}
+    return [
+        {"seed": i, "found": x, "random": [y - 0.1, y + 0.1], **facts}
+        for i, (x, y) in enumerate(pairs)
+    ]
+
+
+def test_the_comparison_is_paired_over_the_seeds():
+    rows = rows_of((0.8, 0.7), (0.6, 0.55), (0.7, 0.68))
+    found = compare.tested(rows)
+    assert found["difference"] == pytest.approx(0.17 / 3)
+    d = np.array([0.1, 0.05, 0.02])
+    t = d.mean() / (d.std(ddof=1) / 3**0.5)
+    assert found["t_test"]["t"] == pytest.approx(t)
+    whole = {"seeds": rows, "random": 2, "config": {"task": "a"}, "beside": {}, **found}
+    text = compare.shown(whole)
+    assert "| 1 | 9 | 60.0 | 55.0 ± 14.1 | 100% |" in text and "+5.67 points" in text
+    alone = compare.tested(rows[:1])
+    assert alone["t_test"] is None and alone["wilcoxon"] is None
+    assert "too few for a test" in compare.shown({**whole, **alone})
+
+
+def test_too_few_structures_of_a_size_are_one_line(folder, monkeypatch):
+    monkeypatch.setattr(compare, "ROUNDS", 1)
+    config = supernet(small(folder))
+    outline = digits.outline(config)
+    rules, example = dict(config.rules), outline.example
+    peft = pj.adapt(outline.model.apply, outline.abstract(), *example, rules=rules)
+    with pytest.raises(UnfitSettings, match="seed 3: 0 of 1,000 random structures"):
+        compare.equal_in_size(Space(peft), 7, 10**6, 5, 3)
+
+
+def test_cut_off_while_a_generation_is_written(whole, folder, monkeypatch):
+    """As by SIGKILL: nothing is caught, nothing tidied up."""
+
+    class Cut(BaseException):
+        pass
+
+    place, (other, result), write = folder / "cut", whole, storage.write_text
+
+    def cut(target, text):
+        if target.name == "search.json" and '"generation": 1' in text:
+            raise Cut
+        write(target, text)
+
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(storage, "write_text", cut)
+        search(small(folder), place)
+    assert len(state(place)["history"]) == 1
+    again = search(small(folder), place, resume=True)
+    assert state(place) == state(other) and again["scores"] == result["scores"]
+    for name in ("adapter.safetensors", "merged.safetensors"):
+        assert (place / name).read_bytes() == (other / name).read_bytes()
 
 
 def test_a_supernet_that_diverges_is_a_failed_row(folder, tmp_path):
