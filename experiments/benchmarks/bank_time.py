@@ -1,6 +1,6 @@
 """Time and memory of a bank of adapters in one batch, relative to one adapter.
 
-`python -m experiments.benchmarks.bank_time --out results/bank_cpu.json`
+`python -m experiments.benchmarks.bank_time`
 
 A ViT of width 384 with two blocks on 64 images of 65 tokens; LoRA of rank 8 on every
 linear layer of the blocks. Rows use 8 or 64 adapters, an eighth of them the base.

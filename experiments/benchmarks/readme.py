@@ -61,7 +61,11 @@ def step_time() -> str:
         theirs = [torch.get(f"time_over_{key}") for key in ("bound", "ours")]
         rows.append((name, *map(_shown, [*ours, *theirs])))
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"{table}\n\n{_machine(found)}"
+    below = [_machine(found)]
+    if "torch bound" in unrolled:
+        frozen = [unrolled[name]["seconds"] for name in ("torch bound", "bound")]
+        below.append(f"Torch's frozen model takes {frozen[0] / frozen[1]:.2f} of ours.")
+    return f"{table}\n\n" + "\n".join(below)
 
 
 def _shown(number: float | None) -> str:
