@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from peftjax.core import arrays, cost, paths
 from peftjax.core.bank import apply_rows
 from peftjax.core.coded import Coded
+from peftjax.core.formula import flattens
 from peftjax.core.gates import mean_gates
 from peftjax.core.gather import Gatherer, Layout
 from peftjax.core.jaxpr import Call, live_inputs
@@ -32,7 +33,7 @@ def adapt(
     *example_args: Any,
     rules: Mapping[str, Method] | Sequence[tuple[str, Method]],
     strict: bool = False,
-    flatten: bool = True,
+    flatten: bool | None = None,
     **example_kwargs: Any,
 ) -> Peft:
     """Plan the adapters of a model.
@@ -46,7 +47,8 @@ def adapt(
         rules: regular expression, matched against the whole path of a parameter, to
             method; the first match wins. A list of pairs does as well.
         strict: a site that would fall back to merging is an error.
-        flatten: flatten activations to `[tokens, in]`, which is faster; False where a
+        flatten: flatten activations to `[tokens, in]`; by default where that is faster,
+            on all platforms but TPUs (see `Peft.compiled_for`). False where a
             second leading axis is sharded over an Auto mesh.
         **example_kwargs: keyword arguments of the example call.
 
@@ -203,6 +205,19 @@ class Peft:
             runner = partial(Gatherer, layout=layout)
         outputs = run(jaxpr, self.sites, *inputs, runner=runner)
         return jax.tree.unflatten(structure, outputs)
+
+    def compiled_for(self, platform: str) -> Peft:
+        """Return the plan with the forms that are best on a platform, `"tpu"` for one.
+
+        `make_step` does so with the platform of its mesh. Without it the forms are
+        those of `jax.default_backend()`, wherever a program is compiled for.
+        """
+        flatten = flattens(platform)
+        sites = tuple(
+            replace(site, flatten=flatten) if site.flatten is None else site
+            for site in self.sites
+        )
+        return replace(self, sites=sites)
 
     def merge(self, variables: Any, adapters: Adapters, gates: Any = None) -> Any:
         """Return variables with the adapters merged in; the same tree, nothing mutated.

@@ -83,7 +83,7 @@ def plan(
     leaves: Leaves,
     chosen: Mapping[str, Method],
     examples: int,
-    flatten: bool,
+    flatten: bool | None,
 ) -> tuple[Site, ...]:
     """Return the sites of a model, whose jaxpr has its leaves first, in their order.
 

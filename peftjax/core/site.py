@@ -48,7 +48,7 @@ class Site:
         atoms: stacked, in and out axes in terms of the stored ones.
         spatial: the window of a convolution.
         quantised: the weight is stored in integers, scaled by the model.
-        flatten: activations are flattened to `[tokens, in]`.
+        flatten: activations are flattened to `[tokens, in]`; None: but on a TPU.
         arrays: name and shape of each adapter array, the stacked axes left out.
     """
 
@@ -72,7 +72,7 @@ class Site:
     atoms: tuple[tuple[Axis, ...], Axis, Axis] = ((), (), ())
     spatial: tuple[int, ...] = ()
     quantised: bool = False
-    flatten: bool = True
+    flatten: bool | None = None
     arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property

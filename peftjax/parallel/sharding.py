@@ -32,9 +32,16 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def gathering(peft: Any, mesh: Mesh) -> Any:
-    """Return a plan that gathers a base split over `fsdp` where it is consumed."""
-    split = mesh.shape["fsdp"] > 1 and peft.batch is None
+def placed(peft: Any, mesh: Mesh, gather: bool) -> Any:
+    """Return a plan with the forms of the mesh's platform.
+
+    Args:
+        peft: the plan.
+        mesh: what it runs on.
+        gather: a base split over `fsdp` is gathered where it is consumed.
+    """
+    peft = peft.compiled_for(mesh.devices.flat[0].platform)
+    split = gather and mesh.shape["fsdp"] > 1 and peft.batch is None
     return replace(peft, batch=rows(mesh)) if split else peft
 
 

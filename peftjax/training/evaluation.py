@@ -35,7 +35,7 @@ def make_eval(
         `Step.shard_base`, whichever it is; of the batch each process gives the examples
         of `parallel.sharding.own_rows`.
     """
-    peft = sharding.gathering(peft, mesh) if gather else peft
+    peft = sharding.placed(peft, mesh, gather)
 
     def run(variables, adapters, batch):
         base = sharding.join(variables)

@@ -139,8 +139,8 @@ def make_step(
     def update(devices: OnMesh | PerDevice) -> Update:
         return Update(peft, optimizer, loss, accumulate, devices, update_frozen)
 
+    peft = sharding.placed(peft, mesh, gather and parallel == "jit")
     if parallel == "jit":
-        peft = sharding.gathering(peft, mesh) if gather else peft
         return _jit_step(update(OnMesh(mesh)), mesh)
     if parallel != "pmap":
         raise ValueError(f"parallel={parallel!r}: expected 'jit' or 'pmap'")

@@ -317,11 +317,28 @@ def test_flattening_changes_nothing():
     model, x = nn.DenseGeneral((2, 3)), normal(0, 2, 5, 8)
     v = model.init(jax.random.key(0), x)
     outputs = []
-    for flatten in (True, False):
+    for flatten in (True, False, None):
         peft = pj.adapt(model.apply, v, x, rules={"kernel": LORA}, flatten=flatten)
         adapters = perturb(peft, peft.init(jax.random.key(1)))
         outputs.append(jax.jit(peft.apply)(v, adapters, x))
     assert error(outputs[0], outputs[1]) < BOUND
+    assert (outputs[2] == outputs[0]).all()
+
+
+def test_a_tpu_gets_activations_as_they_are():
+    model, x = nn.Dense(6), normal(0, 2, 5, 8)
+    v = model.init(jax.random.key(0), x)
+    peft = pj.adapt(model.apply, v, x, rules={"kernel": LORA})
+    adapters = peft.init(jax.random.key(1))
+
+    def flattens(peft):
+        return "f32[10,8]" in str(jax.make_jaxpr(peft.apply)(v, adapters, x))
+
+    assert flattens(peft)
+    for platform in ("cpu", "gpu", "tpu"):
+        assert flattens(peft.compiled_for(platform)) == (platform != "tpu")
+    mine = pj.adapt(model.apply, v, x, rules={"kernel": LORA}, flatten=True)
+    assert mine.compiled_for("tpu").sites == mine.sites
 
 
 def test_shapes_with_a_single_row_or_column():
