@@ -53,6 +53,8 @@ def join(options: argparse.Namespace) -> None:
     Raises:
         CannotJoin: the flags contradict each other, or the others do not come.
     """
+    # It would catch SIGTERM and not say so; see `experiments.preemption`.
+    jax.config.update("jax_enable_preemption_service", False)
     given = options.coordinator, options.processes, options.process
     if vars(options).get("per_device"):
         if given != (None, None, None) or options.distributed:

@@ -15,7 +15,7 @@ from experiments.finetune import main
 from experiments.preemption import RESUME_ME, Stopped
 from experiments.table.__main__ import main as fill
 from peftjax.training.metrics import read_metrics
-from tests.helpers.job import begin, end, free_port, run
+from tests.helpers.job import TIMEOUT, begin, end, free_port, run
 
 pytestmark = pytest.mark.slow
 
@@ -86,10 +86,12 @@ def test_two_processes_fill_the_table_of_one(given, tmp_path):
 
 
 def wait_for_checkpoint(folder, job):
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + TIMEOUT
     while not list(folder.glob("checkpoints/*/SHA256SUMS")):
-        assert all(process.poll() is None for process in job)
-        assert time.monotonic() < deadline
+        if any(p.poll() is not None for p in job) or time.monotonic() > deadline:
+            for process in job:
+                process.kill()
+            raise AssertionError(end(job))
         time.sleep(0.05)
 
 
