@@ -81,8 +81,8 @@ class _Held:
         silent = time.monotonic() - self._written
         if self._taken or silent > LEASE:
             raise Lost(
-                f"{self._place}: no longer ours: not renewed for {silent:.0f} s, so "
-                "that another process may be at it; run the command again"
+                f"{self._place}: no longer ours, last renewed {silent:.0f} s ago: "
+                "another process may be at it; run the command again"
             )
 
     def end(self) -> None:
@@ -94,7 +94,7 @@ class _Held:
 
     def renew(self) -> None:
         since = time.monotonic()
-        self._taken = max(_numbers(self._place)) > self._number
+        self._taken = max(_numbers(self._place), default=0) != self._number
         if not self._taken:
             storage.write_text(self._place / str(self._number), _words())
             self._written = since

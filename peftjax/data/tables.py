@@ -46,7 +46,8 @@ def find(folder: str | os.PathLike[str], name: str) -> Path:
         TableError: there are several.
     """
     tried = [storage.path(folder) / f"{name}{suffix}" for suffix in READERS]
-    found = [path for path in tried if path.is_file()]
+    there = storage.names(storage.path(folder))
+    found = [path for path in tried if path.name in there and path.is_file()]
     if not found:
         raise MissingData(
             f"{folder}/{name}: no such table; expected {', '.join(READERS)}"

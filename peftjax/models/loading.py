@@ -109,7 +109,7 @@ def _opened(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _resolve(path_or_name: str | os.PathLike[str]) -> Path:
     path = storage.path(path_or_name).expanduser()
     name = str(path_or_name)
-    if path.exists() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    if storage.exists(path) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         return path
     try:
         from huggingface_hub import snapshot_download

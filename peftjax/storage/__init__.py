@@ -60,6 +60,15 @@ def in_bucket(place: Path) -> bool:
     return not isinstance(place, Path)
 
 
+def exists(place: Path) -> bool:
+    """Return whether there is a file or a folder.
+
+    Raises:
+        BucketError: the bucket may not be listed.
+    """
+    return bucket.exists(place) if in_bucket(place) else place.exists()
+
+
 def names(folder: Path) -> set[str]:
     """Return the names in a folder; none where it is absent.
 

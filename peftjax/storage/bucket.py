@@ -83,6 +83,12 @@ def naming(place: Path) -> Iterator[None]:
         ) from error
 
 
+def exists(place: Path) -> bool:
+    """Return whether there is an object, or any below it."""
+    with naming(place):
+        return place.exists()
+
+
 def names(folder: Path) -> set[str]:
     """Return the names in a folder; none where it, or its bucket, is absent."""
     with naming(folder), contextlib.suppress(FileNotFoundError):

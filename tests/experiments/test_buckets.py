@@ -1,6 +1,7 @@
 """Runs in a bucket: claims without locks, and the same files as on a disk."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from peftjax import storage
 from peftjax.data import tables
 from peftjax.hub.tensors import load_tree, save_tree
 from peftjax.models.files import open_tensors
+from peftjax.models.loading import load
 from peftjax.training.metrics import MetricsFile, read_metrics
 
 
@@ -36,6 +38,7 @@ class Clock:
 def clock(monkeypatch):
     made = Clock()
     monkeypatch.setattr(leases, "time", made)
+    monkeypatch.setattr(leases._Held, "_keep", lambda self: None)
     return made
 
 
@@ -68,6 +71,15 @@ def test_an_owner_that_lives_keeps_its_claim(bucket, clock):
         assert clock.now < 4 * leases.LEASE
 
 
+def test_a_claim_is_renewed_until_it_ends(bucket, monkeypatch):
+    renewed = threading.Event()
+    monkeypatch.setattr(leases._Held, "renew", lambda self: renewed.set())
+    monkeypatch.setattr(leases, "RENEWALS", 1000)
+    with claim(bucket):
+        assert renewed.wait(60)
+    assert numbers(bucket) == {"1": False}
+
+
 def test_a_claim_of_a_dead_process_falls_to_one_that_waits(bucket, clock):
     storage.create(bucket / LOCK / "7", "a process that was killed")
     with claim(bucket) as ours:
@@ -97,6 +109,15 @@ def test_an_owner_that_was_not_heard_of_has_lost_its_run(bucket, clock):
     assert found["files"] == ["settings.json"]
 
 
+def test_a_claim_that_was_deleted_is_lost(bucket):
+    with claim(bucket) as ours:
+        storage.remove(bucket)
+        ours.__self__.renew()
+        with pytest.raises(Lost, match="run the command again"):
+            ours()
+    assert storage.names(bucket) == set()
+
+
 def test_who_looked_long_ago_gets_no_claim(bucket, monkeypatch):
     storage.create(bucket / LOCK / "9", "an owner")  # 1 to 8 were deleted
     with monkeypatch.context() as patch:
@@ -123,6 +144,9 @@ def test_a_busy_run_and_bad_buckets_are_one_line(bucket, buckets):
         with pytest.raises(storage.BucketError, match=f"^{place}.*{what}.*in it$"):
             with claimed(place):
                 pass
+    for read in (load, lambda place: tables.find(place, "mine")):
+        with pytest.raises(storage.BucketError, match=f"^{place}: .*Forbidden.*in it$"):
+            read(place)
 
 
 def test_a_foreign_file_in_a_bucket_is_not_replaced(bucket):
