@@ -144,11 +144,12 @@ def load_chat_template(path: str | os.PathLike[str]) -> ChatTemplate:
     if text is None and found:
         where, facts = found[0], open_gguf(found[0]).facts
         text = facts.get("tokenizer.chat_template")
-        tokens = facts.get("tokenizer.ggml.tokens") or []
-        for name, key in (("bos_token", "bos"), ("eos_token", "eos")):
-            number = facts.get(f"tokenizer.ggml.{key}_token_id")
+        tokens = facts.get("tokenizer.ggml.tokens")
+        for name in ("bos", "eos") if isinstance(tokens, list) else ():
+            number = facts.get(f"tokenizer.ggml.{name}_token_id")
             if isinstance(number, int) and 0 <= number < len(tokens):
-                special[name] = special[name] or tokens[number]
+                key = f"{name}_token"
+                special[key] = special[key] or _token(tokens[number])
     if not isinstance(text, str) or not 0 < len(text) <= _LONGEST:
         raise DataError(f"{where}: expected a chat template, found {text!r:.80}")
     return ChatTemplate(str(where), text, {k: v for k, v in special.items() if v})

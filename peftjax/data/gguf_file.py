@@ -60,8 +60,8 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUF:
     parts = facts.get("split.count", 1)
     if parts not in (0, 1):
         raise DataError(
-            f"{path}: part {facts.get('split.no', 0) + 1} of {parts} of a model; "
-            "expected one file: join them first (gguf-split --merge)"
+            f"{path}: one of {parts!r:.20} parts of a model; expected one file: join "
+            "them first (gguf-split --merge)"
         )
     return GGUF(path, facts, {tensor.name: tensor for tensor in reader.tensors})
 

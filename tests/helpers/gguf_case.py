@@ -30,7 +30,8 @@ def write_gguf(path, kind=None, *, arch="llama", facts=(), texts=(), lists=()):
     for name, value in {**FACTS, **dict(facts)}.items():
         integer = isinstance(value, int)
         vtype = GGUFValueType.UINT32 if integer else GGUFValueType.FLOAT32
-        writer.add_key_value(name if "/" in name else f"llama.{name}", value, vtype)
+        own = name.startswith("tokenizer.")
+        writer.add_key_value(name if own else f"llama.{name}", value, vtype)
     for name, value in dict(texts).items():
         writer.add_string(name, value)
     for name, value in dict(lists).items():

@@ -13,6 +13,7 @@ pytest.importorskip("gguf", reason="needs peftjax[text]")
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from peftjax.data import gguf_file
+from peftjax.data.chat_template import load_chat_template
 from peftjax.data.tokenizer import load_tokenizer
 from peftjax.models import CheckpointError, generate, load
 from tests.helpers.gguf_case import write_gguf
@@ -87,7 +88,7 @@ def test_one_of_several_parts_is_refused(tmp_path):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(CheckpointError, match="part 1 of 3 of a model"):
+    with pytest.raises(CheckpointError, match="one of 3 parts of a model"):
         load(tmp_path / "m-00001-of-00003.gguf")
 
 
@@ -140,8 +141,12 @@ def test_the_file_brings_its_tokenizer(tmp_path):
     assert tokenizer.encode("ab ab12<end>").ids == [7, 8, 4, 5, 0]
     assert tokenizer.decode([7, 8, 4, 5]) == "ab ab12"
     texts["tokenizer.ggml.pre"] = "gpt-2"
-    write_gguf(tmp_path / "tiny.gguf", texts=texts, lists=named)
+    texts["tokenizer.chat_template"] = "{{ messages[0].content ~ eos_token }}"
+    facts = {"tokenizer.ggml.eos_token_id": 0}
+    write_gguf(tmp_path / "tiny.gguf", texts=texts, lists=named, facts=facts)
     assert load_tokenizer(tmp_path).encode("ab ab12<end>").ids == [7, 8, 6, 0]
+    talk = [[{"role": "user", "content": "a"}]]
+    assert load_chat_template(tmp_path).render(talk) == ["a<end>"]
     texts["tokenizer.ggml.model"] = "llama"
     write_gguf(tmp_path / "tiny.gguf", texts=texts, lists=named)
     with pytest.raises(ValueError, match=r"put the model's tokenizer\.json beside"):

@@ -1,17 +1,20 @@
 """Record what `transformers` makes of choices and answers, on a tiny Llama.
 
-    pip install torch transformers
+    pip install torch transformers peft
     python tests/references/make_llm_references.py tests/files
 
 Reads `models/llama3` and writes `llm/tokenizer.json` (byte-level BPE of 47 tokens, some
-of which join a space to what follows) and `llm/references.json`. Nothing of peftjax is
-used here: every choice is scored by a call of its own, without a cache.
+of which join a space to what follows), `llm/references.json` and `llm/curve.npz`, the
+losses of 30 steps of LoRA. Nothing of peftjax is used here: every choice is scored by a
+call of its own, without a cache, and rows are padded.
 """
 
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
+import peft
 import tokenizers as tk
 import torch
 import transformers as tf
@@ -53,6 +56,41 @@ def score(model, tokens, text, choice):
     return sum(own), len(own)
 
 
+def curve(model):
+    """Return rows of tokens, LoRA's first factors, and the losses of 30 steps."""
+    torch.manual_seed(0)
+    draw = np.random.default_rng(0)
+    shape = (5, 4, 14)
+    ids = draw.integers(3, 50, shape)
+    lengths, asked = (draw.integers(*span, shape[:2]) for span in ((9, 15), (1, 6)))
+    places = np.arange(shape[-1])
+    token = places < lengths[..., None]
+    learned = token & (places >= asked[..., None])
+    targets = ["q_proj", "v_proj", "down_proj"]
+    settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets)
+    adapted = peft.get_peft_model(model, settings)
+    prefix, found = "base_model.model.model.", {}
+    for name, value in adapted.named_parameters():
+        if "lora_A" in name:
+            path = name.removeprefix(prefix).removesuffix(".lora_A.default.weight")
+            found[path] = value.detach().numpy().copy()
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    descent = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
+    losses = []
+    for step in range(30):
+        row = step % len(ids)
+        batch = torch.tensor(ids[row])
+        labels = torch.where(torch.tensor(learned[row]), batch, -100)
+        mask = torch.tensor(token[row]).long()
+        loss = adapted(batch, attention_mask=mask, labels=labels).loss
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+        losses.append(loss.item())
+    rows = {"ids": ids, "token": token, "learned": learned}
+    return {**rows, "losses": np.array(losses), **found}
+
+
 def main(folder):
     """Write the files."""
     model = tf.AutoModelForCausalLM.from_pretrained(folder / "models" / "llama3").eval()
@@ -74,6 +112,7 @@ def main(folder):
     tokens.save(str(place / "tokenizer.json"))
     document = {"questions": found, "answers": answers}
     (place / "references.json").write_text(json.dumps(document, indent=1) + "\n")
+    np.savez(place / "curve.npz", **curve(model))
 
 
 if __name__ == "__main__":
