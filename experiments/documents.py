@@ -48,6 +48,7 @@ class Shown(Struct):
     not_averaged: list[str] = []
     published: dict[str, Any] | None = None
     notes: dict[str, Any] | None = None
+    curves: dict[str, dict[str, Count]] | None = None
 
 
 class Plan(Struct):
