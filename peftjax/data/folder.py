@@ -56,11 +56,12 @@ class Pictures(NamedTuple):
         Raises:
             ValueError: too few images to split, or of a class.
         """
+        parts: dict[str, np.ndarray]
         if self.given is None:
             parts = by_seed(self.labels, self.classes, seed)
         else:
             rows = np.split(np.arange(len(self.labels)), self.given)
-            parts = dict(zip(SPLITS, rows))
+            parts = {name: part for name, part in zip(SPLITS, rows)}
         if not shots:
             return parts
         pool = np.concatenate([parts["train"], parts["validation"]])
