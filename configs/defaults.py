@@ -49,6 +49,12 @@ METHODS: dict[str, tuple[Any, float]] = {
 NO_DECAY = (r".*(bias|norm\w*/scale)(/value)?",)
 SEARCHED = "glora_search"  # a supernet and its search, where a configuration has one
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+# Of `own_images`: a DINOv2 ViT-S/14 whose weights may be stored in fewer bits.
+DINOV2_SMALL = {
+    "architecture": "dinov2",
+    "options": {"dtype": "float32"},
+    "data": {"size": 98},
+}
 
 
 def run(

@@ -24,6 +24,7 @@ from experiments.documents import DamagedFile
 from experiments.overrides import override
 from experiments.preemption import RESUME_ME, Stopped
 from experiments.tasks.task import UnreadableData
+from experiments.upstream import UnfitModule
 from peftjax import storage
 from peftjax.hub.tensors import AdapterFileError
 from peftjax.models.files import CheckpointError as ModelError
@@ -46,6 +47,7 @@ EXPECTED = (
     NonFiniteLoss,
     OSError,
     RunFileError,
+    UnfitModule,
     UnfitSettings,
     UnknownName,
     UnreadableData,

@@ -48,6 +48,7 @@ class Shown(Struct):
     not_averaged: list[str] = []
     published: dict[str, Any] | None = None
     notes: dict[str, Any] | None = None
+    curves: dict[str, dict[str, Count]] | None = None
 
 
 class Plan(Struct):
@@ -114,6 +115,7 @@ class Ended(Struct, kw_only=True, tag_field="status"):
     config: Configuration | UnsetType = UNSET
     examples: dict[str, Count] = {}
     majority: float | None = None
+    data: list[dict[str, Any]] = []
 
 
 class Finished(Ended, kw_only=True, tag="finished"):
@@ -129,6 +131,8 @@ class Finished(Ended, kw_only=True, tag="finished"):
     bound_seconds: float | UnsetType = UNSET
     step_over_bound: float | UnsetType = UNSET
     merge_difference: float | None = None
+    upstream: dict[str, str] = {}
+    mixture: dict[str, list[float]] = {}
 
     def __post_init__(self) -> None:
         if self.metric not in self.scores:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments import cli, costs
+from experiments import cli, costs, upstream
 from experiments.preemption import Stop, stop_on_signals
 from experiments.programs import ProgramCache
 from experiments.records import circumstances, plain
@@ -151,6 +151,11 @@ def _trained(
         "adapter_bytes": size,
         **costs.size(one.peft),
     }
+    if one.modules:
+        found |= {
+            "upstream": one.modules,
+            "mixture": upstream.mixture(one.peft, adapters),
+        }
     if one.config.get("measure"):
         folder.own(MERGED)
         found |= costs.merge(one, adapters, place / MERGED)

@@ -28,7 +28,8 @@ def optimizer(settings: ConfigDict, steps: int, steps_per_epoch: int) -> Any:
     Args:
         settings: `schedule` (of `SCHEDULES`), `lr`, `warmup` (a share of the run below
             1, else steps; of `epoch_cosine` epochs), `weight_decay`, and optionally
-            `clip`, `eps`, `no_decay` (patterns, as `make_optimizer` takes them) and, of
+            `clip`, `eps`, `no_decay` (patterns, as `make_optimizer` takes them),
+            `groups` (pairs of a pattern and a factor of the rate there) and, of
             `epoch_cosine`, `period`, `start` and `floor`.
         steps: updates of the run.
         steps_per_epoch: updates of an epoch.
@@ -39,9 +40,13 @@ def optimizer(settings: ConfigDict, steps: int, steps_per_epoch: int) -> Any:
 
     # optax reads the names of what it injects off the signature.
     def build(peak, steps, warmup, steps_per_epoch):
-        rate = _rate(settings, peak, steps, warmup, steps_per_epoch)
+        def rate(factor):
+            return _rate(settings, factor * peak, steps, warmup, steps_per_epoch)
+
+        groups = {pattern: rate(x) for pattern, x in settings.get("groups", ())}
+        decay = settings.weight_decay
         return make_optimizer(
-            "adamw", rate, weight_decay=settings.weight_decay, **others
+            "adamw", rate(1.0), weight_decay=decay, groups=groups, **others
         )
 
     inject: Any = optax.inject_hyperparams(build)

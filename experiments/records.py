@@ -22,7 +22,7 @@ from peftjax.hub.describe import describe
 # What names a run, or says where it lies, and does not change its outcome.
 NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid", "parallel")
 # Of the paths, those that do: other weights.
-WEIGHTS = ("model", "package", "start")
+WEIGHTS = ("model", "package", "start", "upstream")
 NAMES = ("name", "task", "method", "seed")
 LIBRARIES = ("flax", "grain", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
 

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments import checks, tasks
+from experiments import checks, tasks, upstream
 from experiments.meshes import accumulate_of, check_batch, padded
 from experiments.optimizer import numbers
 from experiments.programs import ProgramCache
@@ -47,6 +47,7 @@ class Run:
     ):
         family = tasks.family(config)
         self.config = config
+        self.modules: dict[str, str] = {}  # that were composed, with their SHA-256
         self.outline: Outline = family.outline(config)
         with reading(f"{config.name}, {config.task}"):
             self.data: Data = family.data(config, choose)
@@ -61,12 +62,28 @@ class Run:
         self.sharded = self.programs.step.shard_base(self.base)
 
     def state(self) -> Any:
+        """Return the state before the first update.
+
+        Raises:
+            FileNotFoundError, NonFiniteLoss, AdapterFileError, UnfitModule: what the
+                run starts from is absent or does not fit.
+        """
         return self.programs.start(
             self.config.seed,
             self.sharded,
             numbers(self.config.optim, self.steps, self.steps_per_epoch),
-            _started(self) if self.config.get("start_from") else None,
+            self._start(),
         )
+
+    def _start(self) -> Any:
+        if self.config.get("start_from"):
+            return _started(self)
+        if not self.config.get("upstream"):
+            return None
+        prints = self.data.fingerprints
+        found = upstream.composed(self.config, self.peft, self.base, prints)
+        adapters, self.modules = found
+        return adapters
 
     def batches(self, seed: int | None = None) -> Any:
         """Return the batches of training; by default those of the run's seed."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.claims import alone
-from experiments.report import caption, formats, latex, plot
+from experiments.report import caption, curves, formats, latex, plot, weights
 from experiments.report.rows import table
 from experiments.report.runs import read
 from experiments.workdir import PLAN, ForeignFile
@@ -19,6 +19,9 @@ from peftjax import storage
 
 def write(workdir: Path) -> None:
     """Print the table and write `table.md`, `.csv`, `.tex`, `.json` and `.png`.
+
+    And `curves.png`, where the configuration's tasks are sizes of some sets, and
+    `weights.png`, where weights of composed modules were learned.
 
     All is computed before the first file is replaced.
 
@@ -44,6 +47,10 @@ def _write(workdir: Path) -> None:
         "table.tex": latex.latex(found, text).encode(),
         "table.png": plot.png(found, text),
     }
+    if given := plan["table"].get("curves"):
+        files["curves.png"] = curves.png(found, given)
+    if learned := weights.panels(found):
+        files["weights.png"] = weights.png(learned)
     names = sorted([*files, "table.json"])
     _own(workdir, plan, names)
     storage.write_json(workdir / "table.json", formats.document(found, text))

@@ -1,9 +1,14 @@
 """Your own images, `<class>/<image>` or an npz file, by a pretrained ViT or DINOv2.
 
-`paths.data` holds them under the name of the task, `paths.model` is the checkpoint.
-They are split by `data.split_seed` into training, validation and test examples, eight,
-one and one in ten of each class, unless the file is split already. `data.size` is the
-side they are resized to, by default the model's.
+`paths.data` holds them under the name of the task, or under `data.set`, and
+`paths.model` is the checkpoint. They are split by `data.split_seed` into training,
+validation and test examples, eight, one and one in ten of each class, unless they are
+split already. `data.size` is the side they are resized to, by default the model's.
+
+With `data.shots`, k, a run trains on k images of each class, drawn by `data.draw`, by
+default the run's seed, and k of a draw are among its 2k. While hyperparameters are
+chosen, and where the best epoch is, a fifth of the k is held out for that, as ELEVATER
+does, whose draw is 2.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import peftjax as pj
 from experiments.preemption import Stop
@@ -22,6 +28,7 @@ from experiments.tasks.images import IN_MEMORY, loss_of, outputs_of, score
 from experiments.tasks.task import (
     Data,
     Outline,
+    UnreadableData,
     checkpoint,
     reading,
     with_new_head,
@@ -54,23 +61,44 @@ def base(config: Any, outline: Outline, stop: Stop | None = None) -> Any:
 
 
 def data(config: Any, choose: bool) -> Data:
-    size = _size(config)
-    splits, _ = folder.load(_place(config), size=size, seed=config.data.split_seed)
+    """Return what is trained, chosen and tested on.
+
+    Raises:
+        UnreadableData: there is no image to choose on, and choices are made.
+    """
+    splits, _ = folder.load(_place(config), size=_size(config), **_drawn(config))
+    choosing = choose or config.selection == "best_on_validation"
+    if choosing and not len(splits["validation"].labels):
+        shots = "; choosing takes two shots or more" if config.data.get("shots") else ""
+        raise UnreadableData(f"no validation images to choose on{shots}")
     arrays, prints = {}, []
     for name, split in splits.items():
-        if name == "test" and choose:
+        if (name == "test" and choose) or not len(split.labels):
             continue
         in_memory = math.prod(split.images.shape) <= IN_MEMORY
         arrays[name] = split.arrays(in_memory)
         prints.append(split.describe())
-    test = arrays.get("test")
-    return Data(arrays["train"], test, arrays["validation"], tuple(prints))
+    train, validation = arrays["train"], arrays.get("validation")
+    if config.data.get("shots") and not choosing and validation is not None:
+        both = train, validation
+        train = {key: np.concatenate([x[key] for x in both]) for key in train}
+        validation = None
+    return Data(train, arrays.get("test"), validation, tuple(prints))
 
 
 def count(config: Any) -> int:
-    found, seed = _opened(config, 1), config.data.split_seed
+    found = _opened(config, 1)
     with reading(f"{config.name}: {_place(config)}"):
-        return len(found.rows(seed)["train"])
+        parts = found.rows(**_drawn(config))
+    held = parts["validation"] if config.data.get("shots") else ()
+    chosen = config.selection == "best_on_validation"
+    return len(parts["train"]) + (0 if chosen else len(held))
+
+
+def _drawn(config: Any) -> dict[str, int]:
+    data = config.data
+    shots, draw = data.get("shots", 0), data.get("draw", config.seed)
+    return {"seed": data.split_seed, "shots": shots, "draw": draw}
 
 
 def _size(config: Any) -> int:
@@ -81,7 +109,7 @@ def _size(config: Any) -> int:
 
 def _place(config: Any) -> Path:
     """Return the folder of the task, or its npz file."""
-    place = storage.path(config.paths.data) / config.task
+    place = storage.path(config.paths.data) / config.data.get("set", config.task)
     file = place.with_name(f"{place.name}.npz")
     return file if file.is_file() and not place.is_dir() else place
 

@@ -3,6 +3,8 @@
     photos/cat/1.jpg photos/cat/2.png photos/dog/1.jpg ...
     photos.npz: images [N, H, W, 1 or 3] uint8, labels [N], perhaps class_names
     photos.npz, split already: train_images, train_labels, val_images, ... test_labels
+    photos/train/cat/1.jpg ... photos/test/dog/2.jpg: split already, perhaps with val
+    photos/1.0.0/dataset_info.json ...: as TFDS builds it, with a feature `label`
 
 What is not split already is split by a seed (`peftjax.data.splits`); classes are in
 alphabetical order.
@@ -11,7 +13,6 @@ alphabetical order.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,17 +21,12 @@ import numpy as np
 
 from peftjax import storage
 from peftjax.data import source
-from peftjax.data.errors import DataError
-from peftjax.data.images import EXTENSIONS, Encoded, Images, Split, png, read_files
+from peftjax.data.class_folders import NAMES, FolderError, check_classes, listed
+from peftjax.data.images import Encoded, Images, Split, png, read_files, read_source
 from peftjax.data.npz import open_npz
-from peftjax.data.splits import SPLITS, by_seed
+from peftjax.data.splits import SPLITS, by_seed, few_shot
 
-_SHOWN = 3
 _GIVEN = ("train", "val", "test")  # the arrays of `SPLITS` in a file
-
-
-class FolderError(DataError):
-    """A folder or a file of images cannot be used."""
 
 
 class Pictures(NamedTuple):
@@ -48,20 +44,33 @@ class Pictures(NamedTuple):
     classes: tuple[str, ...]
     given: tuple[int, int] | None = None
 
-    def rows(self, seed: int) -> dict[str, np.ndarray]:
+    def rows(self, seed: int, shots: int = 0, draw: int = 0) -> dict[str, np.ndarray]:
         """Return the rows of each split: the file's own, or drawn by the seed.
 
+        Args:
+            seed: of the split, where the file has none of its own.
+            shots: of each class, drawn from what is not tested on: `train` and
+                `validation` are then what `splits.few_shot` returns; 0 for all.
+            draw: the seed of the shots.
+
         Raises:
-            ValueError: too few images to split.
+            ValueError: too few images to split, or of a class.
         """
+        parts: dict[str, np.ndarray]
         if self.given is None:
-            return by_seed(self.labels, self.classes, seed)
-        parts = np.split(np.arange(len(self.labels)), self.given)
-        return dict(zip(SPLITS, parts))
+            parts = by_seed(self.labels, self.classes, seed)
+        else:
+            rows = np.split(np.arange(len(self.labels)), self.given)
+            parts = {name: part for name, part in zip(SPLITS, rows)}
+        if not shots:
+            return parts
+        pool = np.concatenate([parts["train"], parts["validation"]])
+        train, held = few_shot(self.labels, pool, self.classes, shots, draw)
+        return {**parts, "train": train, "validation": held}
 
 
 def read(path: str | os.PathLike[str], size: int) -> Pictures:
-    """Open a folder `<class>/<image>` or an npz file.
+    """Open a folder `<class>/<image>`, an npz file or a data set of TFDS.
 
     Files that are no images by their names are left out, with a warning.
 
@@ -71,10 +80,14 @@ def read(path: str | os.PathLike[str], size: int) -> Pictures:
 
     Raises:
         MissingData: there is neither.
-        FolderError: no class or only one, a class without images, or arrays that are
-            no images and labels.
+        FolderError: no class or only one, a class without images, splits that do not
+            fit each other, or arrays that are no images and labels.
+        DataError: a data set of TFDS is damaged.
+        ImportError: there is one, and no tensorflow-datasets to read it.
     """
     path = storage.local(path)
+    if path.is_dir() and any(path.glob("*/dataset_info.json")):
+        return _tfds(path, size)
     if path.is_dir():
         return _folder(path, size)
     if path.is_file():
@@ -86,7 +99,12 @@ def read(path: str | os.PathLike[str], size: int) -> Pictures:
 
 
 def load(
-    path: str | os.PathLike[str], *, size: int, seed: int = 0
+    path: str | os.PathLike[str],
+    *,
+    size: int,
+    seed: int = 0,
+    shots: int = 0,
+    draw: int = 0,
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Return the splits of a folder or an npz file by name, and the classes.
 
@@ -94,13 +112,16 @@ def load(
         path: as in `read`.
         size: as in `read`.
         seed: of the split, where the file has none of its own.
+        shots: as in `Pictures.rows`.
+        draw: as in `Pictures.rows`.
 
     Raises:
-        As `read`; FolderError too where there are too few images to split.
+        As `read`; FolderError too where there are too few images to split, or fewer of
+        a class than shots.
     """
     found, name = read(path, size), storage.path(path).name
     try:
-        parts = found.rows(seed)
+        parts = found.rows(seed, shots, draw)
     except ValueError as error:
         raise FolderError(f"{path}: {error}") from error
     return {
@@ -123,26 +144,43 @@ def _taken(images: Images, rows: np.ndarray) -> Images:
 
 
 def _folder(root: Path, size: int) -> Pictures:
-    folders = [path for path in _visible(root) if path.is_dir()]
-    stray = [path for path in _visible(root) if not path.is_dir()]
-    files: list[tuple[Path, int]] = []
-    for label, kind in enumerate(folders):
-        inside = _visible(kind)
-        own = [x for x in inside if x.is_file() and x.suffix.lower() in EXTENSIONS]
-        stray += [path for path in inside if path not in set(own)]
-        if not own:
-            deeper = any(path.is_dir() for path in inside)
-            hint = "; of <split>/<class> folders give one" if deeper else ""
-            raise FolderError(f"{kind}: expected images of one class, found none{hint}")
-        files += [(path, label) for path in own]
-    classes = tuple(kind.name for kind in folders)
-    _several(root, classes)
-    if stray:
-        names = ", ".join(str(path.relative_to(root)) for path in stray[:_SHOWN])
-        more = f" and {len(stray) - _SHOWN} more" if len(stray) > _SHOWN else ""
-        warnings.warn(f"{root}: left out, no images: {names}{more}", stacklevel=4)
+    files, classes, given = listed(root)
     labels, images = read_files(str(root), files, len(classes), size)
-    return Pictures(images, labels, classes)
+    return Pictures(images, labels, classes, given)
+
+
+def _tfds(root: Path, size: int) -> Pictures:
+    """Read a data set that TFDS, or `experiments.prepare_data`, has built."""
+    name, folder = root.name, root.parent
+    present = source.splits(name, folder)
+    named = {NAMES[split]: split for split in present if split in NAMES}
+    if not {0, 2} <= named.keys():
+        raise FolderError(
+            f"{root}: expected the splits train, test and perhaps validation, found "
+            f"{', '.join(present)}"
+        )
+    opened = [source.open_split(name, named[part], folder) for part in sorted(named)]
+    classes = opened[0].classes
+    check_classes(root, classes)
+    parts = [read_source(one, len(classes), size) for one in opened]
+    sizes = dict(zip(sorted(named), (len(labels) for labels, _ in parts)))
+    given = sizes[0], sizes[0] + sizes.get(1, 0)
+    labels = np.concatenate([labels for labels, _ in parts])
+    return Pictures(_joined([x for _, x in parts]), labels, classes, given)
+
+
+def _joined(parts: Sequence[Images]) -> Images:
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+
+    def read(rows: Sequence[int]) -> list[Encoded]:
+        found: dict[int, Encoded] = {}
+        for part, end in zip(parts, ends):
+            start = end - len(part)
+            own = [row for row in rows if start <= row < end]
+            found |= zip(own, part.read([row - start for row in own]), strict=True)
+        return [found[row] for row in rows]
+
+    return Images(read, ends[-1], parts[0].size)
 
 
 def _arrays(path: Path, size: int) -> Pictures:
@@ -164,7 +202,7 @@ def _arrays(path: Path, size: int) -> Pictures:
         names = opened["class_names"] if "class_names" in headers else known
     pixels = [image for part, _ in parts for image in part]
     classes = tuple(str(name) for name in names)
-    _several(path, classes)
+    check_classes(path, classes)
     source.check_labels(f"{path}, labels", labels, 0, len(classes) - 1)
 
     def read(rows: Sequence[int]) -> list[Encoded]:
@@ -184,16 +222,3 @@ def _check_arrays(path: Path, images: Any, labels: Any) -> None:
             f"{path}: expected images uint8 [N, H, W, 1 or 3] and N integers as "
             f"labels, found {images} and {labels}"
         )
-
-
-def _several(path: Path, classes: tuple[str, ...]) -> None:
-    if len(classes) < 2:
-        found = f"only {classes[0]!r}" if classes else "no images"
-        raise FolderError(
-            f"{path}: expected {path}/<class>/<image> of two classes or more, found "
-            f"{found}"
-        )
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

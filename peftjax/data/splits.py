@@ -41,3 +41,47 @@ def by_seed(
     tenth = np.arange(len(rows)) % 10
     parts = {"train": tenth < 8, "validation": tenth == 8, "test": tenth == 9}
     return {name: np.sort(rows[part]) for name, part in parts.items()}
+
+
+def few_shot(
+    labels: np.ndarray,
+    rows: np.ndarray,
+    classes: tuple[str, ...],
+    shots: int,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of k examples of each class: to train on, and held out of them.
+
+    The k of a seed are among its 2k: each class is shuffled once, and its first k are
+    taken. The last fifth of the k, at least one, is held out, as ELEVATER
+    (arXiv 2204.08790) holds one of five out; of one shot there is none.
+
+    Args:
+        labels: `[N]`, from 0 to the number of classes.
+        rows: those of the N to draw from.
+        classes: their names, for messages.
+        shots: k.
+        seed: of the draw.
+
+    Raises:
+        ValueError: k is below 1, or a class has fewer examples among the rows.
+
+    >>> labels = np.arange(40) % 2
+    >>> train, held_out = few_shot(labels, np.arange(30), ("cat", "dog"), shots=5)
+    >>> np.bincount(labels[train]).tolist(), np.bincount(labels[held_out]).tolist()
+    ([4, 4], [1, 1])
+    """
+    if shots < 1:
+        raise ValueError(f"expected at least 1 shot, found {shots}")
+    draw, kept, held = np.random.default_rng(seed), [], []
+    count = shots - (max(1, shots // 5) if shots > 1 else 0)
+    for label, name in enumerate(classes):
+        own = draw.permutation(np.sort(rows[labels[rows] == label]))
+        if len(own) < shots:
+            raise ValueError(
+                f"class {name!r}: expected at least {shots} examples to draw "
+                f"{shots} shots from, found {len(own)}"
+            )
+        kept.append(own[:count])
+        held.append(own[count:shots])
+    return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held))
