@@ -290,7 +290,7 @@ def run_two(workdir, *arguments):
         )
         for number in ("0", "1")
     ]
-    errors = [run.communicate(timeout=120)[1] for run in runs]
+    errors = [run.communicate(timeout=400)[1] for run in runs]
     return [run.returncode for run in runs], "".join(errors)
 
 
