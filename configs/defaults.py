@@ -121,13 +121,15 @@ def own_images(
     """Return the configuration of your own images on a ViT or a DINOv2.
 
     Args:
-        task: the folder `<class>/<image>` under `paths.data`, or the npz file there.
+        task: the folder `<class>/<image>` under `paths.data`, or the npz file or the
+            data set of TFDS there; `data={"set": NAME}` names another.
         method: one of `METHODS`.
         seed: of the run; the split has its own, `data.split_seed`.
         model: the checkpoint, as `pj.models.load` takes it.
         architecture: of the checkpoint, as `peftjax.presets.rules` calls it.
         options: for `pj.models.load`, `dtype` for one.
-        **given: other settings, `optim={"lr": 1e-3}` for one; see below. With
+        **given: other settings, `optim={"lr": 1e-3}` for one; see below, and
+            `experiments.tasks.own_images` for `data={"shots": 4}`. With
             `search`, of `experiments.search`, there is a method `glora_search`.
     """
     settings = {

@@ -2,18 +2,13 @@
 
 from configs import defaults
 
-KNOWN = {
-    "architecture": "dinov2",
-    "options": {"dtype": "float32"},
-    "data": {"size": 98},
-}
 SEARCH = {"limit": 500_000, "population": 20, "generations": 4}
 SEARCH |= {"parents": 5, "mutants": 10, "crossovers": 10}
 
 
 def config(task="caltech101_1k_64px", method="glora_search", seed=0):
     given = {
-        **KNOWN,
+        **defaults.DINOV2_SMALL,
         "train": {"epochs": 5, "eval_batch": 200},
         "optim": {"lr": 2e-3},
         "search": SEARCH,
