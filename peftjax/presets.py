@@ -12,6 +12,12 @@
 | AdaLoRA | every linear* | every linear | every linear* |
 | LoKr | every linear | every linear* | every linear* |
 | SSF | every linear and the patches | every linear* | every linear* |
+| VeRA | q, v* | q, v | q, v* |
+| FourierFT | q, v | q, v | q, v |
+| LoRAXS | q, v, outputs* | q, v, both outputs | every linear |
+| PiSSA, OLoRA, MiSS | every linear* | every linear* | every linear |
+| SHiRA | q, k, v, MLP* | q, k, v, MLP* | q, k, v, up, down |
+| LoHa, C3A | every linear* | every linear* | every linear* |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
@@ -42,7 +48,16 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.LoRA: {"": _LORA},
     methods.DoRA: {"": _LORA},
     methods.AdaLoRA: {"": _EVERY},
+    methods.PiSSA: {"": _EVERY},
+    methods.OLoRA: {"": _EVERY},
     methods.LoKr: {"": _EVERY},
+    methods.LoHa: {"": _EVERY},
+    methods.MiSS: {"": _EVERY},
+    methods.FourierFT: {"": _LORA},
+    methods.C3A: {"": _EVERY},
+    methods.SHiRA: {"": ("query", "key", "value", "up", "down")},
+    methods.LoRAXS: {"": ("query", "value", "output", "down"), "llama": _EVERY},
+    methods.VeRA: {"": _LORA},
     methods.Composition: {"": _LORA},
     methods.Hydra: {"": ("down",), "vit": ("output", "down")},
     methods.HydraLoRA: {"": ("gate", "up", "down")},

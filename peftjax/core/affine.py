@@ -225,7 +225,7 @@ def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
 
 
 _UNARY = (
-    "broadcast_in_dim copy copy_p cumsum dynamic_slice expand_dims gather neg "
+    "broadcast_in_dim copy copy_p cumsum dynamic_slice expand_dims fft gather neg "
     "optimization_barrier reduce_precision reduce_sum reshape rev sharding_constraint "
     "slice split squeeze transpose unstack"
 ).split()

@@ -144,8 +144,9 @@ def load_chat_template(path: str | os.PathLike[str]) -> ChatTemplate:
     if text is None and found:
         where, facts = found[0], open_gguf(found[0]).facts
         text = facts.get("tokenizer.chat_template")
-        tokens = facts.get("tokenizer.ggml.tokens")
-        for name in ("bos", "eos") if isinstance(tokens, list) else ():
+        listed = facts.get("tokenizer.ggml.tokens")
+        tokens = listed if isinstance(listed, list) else []
+        for name in ("bos", "eos"):
             number = facts.get(f"tokenizer.ggml.{name}_token_id")
             if isinstance(number, int) and 0 <= number < len(tokens):
                 key = f"{name}_token"

@@ -2,8 +2,10 @@
 
 from peftjax.core.method import Method
 from peftjax.methods.adalora import AdaLoRA
+from peftjax.methods.c3a import C3A
 from peftjax.methods.composition import Composition
 from peftjax.methods.dora import DoRA
+from peftjax.methods.fourierft import FourierFT
 from peftjax.methods.full import Full
 from peftjax.methods.glora import GLoRA
 from peftjax.methods.glora_supernet import GLoRASupernet
@@ -11,17 +13,33 @@ from peftjax.methods.hra import HRA
 from peftjax.methods.hydra import Hydra
 from peftjax.methods.hydralora import HydraLoRA
 from peftjax.methods.ia3 import IA3
+from peftjax.methods.loha import LoHa
 from peftjax.methods.lokr import LoKr
 from peftjax.methods.lora import LoRA
+from peftjax.methods.loraxs import LoRAXS
+from peftjax.methods.miss import MiSS
 from peftjax.methods.oft import OFT
+from peftjax.methods.olora import OLoRA
+from peftjax.methods.pissa import PiSSA
+from peftjax.methods.shira import SHiRA
 from peftjax.methods.ssf import SSF
+from peftjax.methods.vera import VeRA
 
 # The names that `peftjax` has too, in the order of the README's table.
 __all__ = [
     "LoRA",
     "DoRA",
     "AdaLoRA",
+    "PiSSA",
+    "OLoRA",
     "LoKr",
+    "LoHa",
+    "MiSS",
+    "FourierFT",
+    "C3A",
+    "SHiRA",
+    "LoRAXS",
+    "VeRA",
     "Hydra",
     "HydraLoRA",
     "GLoRA",

@@ -44,7 +44,8 @@ def check_dense(method: pj.Method, p: Any, layer: dict[str, Any], merge=True) ->
 
     @jax.jit
     def run(p: Any) -> tuple[Any, Any, Any]:
-        adapters = {"kernel": p}
+        adapters = {"kernel": {n: p[n] for n in p if n not in method.shared}}
+        adapters |= {"": {n: p[n] for n in method.shared}} if method.shared else {}
         merged = peft.merge(variables, adapters) if merge else variables
         applied = peft.apply(variables, adapters, x)
         return method(p, x, kernel, bias), applied, (merged, model.apply(merged, x))
@@ -61,15 +62,17 @@ def check_dense(method: pj.Method, p: Any, layer: dict[str, Any], merge=True) ->
 
 
 def gradients(method: pj.Method, p: Any, layer: dict[str, Any]) -> Any:
-    """Return d sum(y · cotangent) / d p of the direct call."""
+    """Return d sum(y · cotangent) / d p of the direct call; of floating arrays."""
+    p = {name: jnp.asarray(value) for name, value in p.items()}
+    whole = {n: v for n, v in p.items() if not jnp.issubdtype(v.dtype, jnp.floating)}
 
     @jax.jit
     @jax.grad
     def gradient(p: Any) -> jax.Array:
-        y = method(p, layer["x"], layer["weight"].T, layer.get("bias"))
+        y = method({**p, **whole}, layer["x"], layer["weight"].T, layer.get("bias"))
         return jnp.sum(y * layer["cotangent"])
 
-    return gradient({name: jnp.asarray(value) for name, value in p.items()})
+    return gradient({name: value for name, value in p.items() if name not in whole})
 
 
 def conv_case(method: pj.Method, layer: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -1,7 +1,7 @@
 """Make adapters with the torch library `peft`, and record what they compute.
 
     pip install torch==2.13.0 transformers peft
-    python tests/references/make_adapter_references.py tests/files
+    python tests/references/make_adapter_references.py tests/files [NAME ...]
 
 Every adapter is put on one of the tiny models in `tests/files`, gets random values, and
 is written as the library writes it to `torch_adapters/MODEL/NAME`. Beside it `io.npz`
@@ -75,6 +75,34 @@ ADAPTERS = {
     "bert/glora_vector": peft.GloraConfig(
         config_A_B="vector", config_C="vector", target_modules=BERT
     ),
+    "bert/pissa": peft.LoraConfig(
+        **LORA, init_lora_weights="pissa", target_modules=BERT, **HEAD
+    ),
+    "bert/olora": peft.LoraConfig(
+        **LORA, init_lora_weights="olora", target_modules=BERT
+    ),
+    "bert/vera": peft.VeraConfig(r=4, target_modules=BERT, **HEAD),
+    "bert/randlora": peft.RandLoraConfig(r=5, target_modules=BERT),
+    "bert/loha": peft.LoHaConfig(
+        r=2, alpha=5, rank_pattern={"query": 1}, target_modules=BERT
+    ),
+    "bert/hira": peft.HiraConfig(
+        r=3, target_modules=["query", "word_embeddings"], **HEAD
+    ),
+    "bert/gralora": peft.GraloraConfig(r=4, alpha=6, hybrid_r=2, target_modules=BERT),
+    "bert/miss": peft.MissConfig(r=5, target_modules=BERT, **HEAD),
+    "bert/delora": peft.DeloraConfig(
+        r=3, delora_lambda=2, lambda_pattern={"query": 3}, target_modules=BERT
+    ),
+    "bert/fourierft": peft.FourierFTConfig(
+        n_frequency=30, scaling=20, target_modules=BERT, **HEAD
+    ),
+    "bert/c3a": peft.C3AConfig(
+        block_size=8, block_size_pattern={"query": 4}, target_modules=BERT
+    ),
+    "bert/shira": peft.ShiraConfig(r=2, target_modules=BERT),
+    "bert/boft": peft.BOFTConfig(boft_block_size=4, target_modules=BERT),
+    "bert/road": peft.RoadConfig(variant="road_2", group_size=8, target_modules=BERT),
     "llama/hra": peft.HRAConfig(r=4, target_modules=LLAMA, task_type="CAUSAL_LM"),
     "llama/lora_layers": peft.LoraConfig(
         **LORA, target_modules=LLAMA, layers_to_transform=[1], layers_pattern="layers"
@@ -164,7 +192,8 @@ def make(name, config, folder):
 
 if __name__ == "__main__":
     root = Path(sys.argv[1]) / "torch_adapters"
-    shutil.rmtree(root, ignore_errors=True)
     for i, (name, config) in enumerate(ADAPTERS.items()):
-        torch.manual_seed(i)
-        make(name, config, root / name)
+        if name in (sys.argv[2:] or ADAPTERS):
+            shutil.rmtree(root / name, ignore_errors=True)
+            torch.manual_seed(i)
+            make(name, config, root / name)

@@ -24,6 +24,7 @@ class Tensor(NamedTuple):
         flip: ours is the transpose, with a convolution's window among its rows.
         rows: our rows run over a convolution's window, (kh, kw, c_in); torch's over
             (c_in, kh, kw).
+        below: the numbers are integers; those of row i are at least 0 and below this.
     """
 
     suffix: str
@@ -31,6 +32,7 @@ class Tensor(NamedTuple):
     ours: tuple[int, ...] | None = None
     flip: bool = False
     rows: bool = False
+    below: tuple[int, ...] = ()
 
     def to_torch(self, value: np.ndarray, layer: Layer) -> np.ndarray:
         """Return the array as it lies there."""
@@ -59,12 +61,14 @@ class Entry(NamedTuple):
         module: its name.
         bias: the layer has one.
         shapes: of its tensors, by suffix.
+        shared: shapes of the tensors that all modules share.
     """
 
     config: Config
     module: str
     bias: bool
     shapes: Mapping[str, tuple[int, ...]]
+    shared: Mapping[str, tuple[int, ...]]
 
 
 class Codec(NamedTuple):
@@ -82,6 +86,9 @@ class Codec(NamedTuple):
         unpack: configuration and tensors of a whole file, as `read` and `tensors` take
             them, where the file holds them in another form.
         pack: the inverse, of the settings of `write` and arrays.
+        shared: the arrays that all layers share, as `tensors`; they have no module.
+        fresh: names of frozen arrays that no file holds: those of a fresh adapter on
+            the frozen weight.
     """
 
     peft_type: str
@@ -93,6 +100,8 @@ class Codec(NamedTuple):
     zeros: Callable[[Any, Layer], dict[str, tuple[int, ...]]] = lambda *_: {}
     unpack: Callable[[Config, Any], tuple[Config, Any]] = lambda *both: both
     pack: Callable[[Any, Any], tuple[Any, Any]] = lambda *both: both
+    shared: Callable[[Any, Layer], dict[str, Tensor]] = lambda *_: {}
+    fresh: tuple[str, ...] = ()
 
 
 def uniform(methods: Methods, setting: str) -> Any:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from peftjax import storage
-from peftjax.core.method import Method
+from peftjax.core.method import Layer, Method
 from peftjax.core.paths import flatten, nearest
 from peftjax.hub.tensors import AdapterFileError, PathLike
 from peftjax.hub.torch.codec import Entry
+from peftjax.hub.torch.codec import Tensor as Lying
 from peftjax.hub.torch.codecs import FIELDS, READERS, codec_of
 from peftjax.hub.torch.config import CONFIG, Config, read_config
 from peftjax.hub.torch.heads import check_heads, check_tied
@@ -28,6 +31,8 @@ from peftjax.models.files import CheckpointError, Tensor, finite, open_tensors
 
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+SHARED = "base_model."  # before the names of what all modules share
+_EITHER = re.compile(rf"{re.escape(PREFIX)}|{re.escape(SHARED)}[^.]+$")
 _PICKLE = "adapter_model.bin"
 _COPIES = re.compile(r"\.(original_module|modules_to_save)(?=\.)")
 
@@ -65,11 +70,14 @@ def load_torch(
     with _naming(folder):
         check_heads(model, config, tensors)
         config, tensors = READERS[config["peft_type"]].unpack(config, tensors)
-        reading = _Reading(config, tensors, _modules(model, params, tensors))
+        modules = _modules(model, params, tensors)
+        reading = _Reading(config, tensors, modules, params)
         found = {**reading.adapted(), **reading.biases(), **reading.saved()}
         check_tied(model, {leaf.path for leaf in found})
-        reading.check_rest(params, type(model).__name__)
-        return collect(found, params)
+        reading.check_rest(type(model).__name__)
+        rules, adapters = collect(found, params)
+        shared = jax.tree.map(jnp.asarray, reading.shared)
+        return rules, {**adapters, **({"": shared} if shared else {})}
 
 
 def _open_tensors(folder: Path) -> dict[str, Tensor]:
@@ -87,7 +95,7 @@ def _open_tensors(folder: Path) -> dict[str, Tensor]:
         tensors = open_tensors(file)
     except CheckpointError as error:
         raise AdapterFileError(str(error)) from error
-    if strange := [name for name in tensors if not name.startswith(PREFIX)]:
+    if strange := [name for name in tensors if not _EITHER.match(name)]:
         raise AdapterFileError(
             f"{file}: expected names that begin with {PREFIX}, found "
             f"{', '.join(strange[:5])}; is this an adapter of the torch library?"
@@ -124,15 +132,26 @@ class _Reading:
     """A file being read: tensors are taken out of `tensors` until none is left."""
 
     def __init__(
-        self, config: Config, tensors: dict[str, Tensor], modules: Modules
+        self,
+        config: Config,
+        tensors: dict[str, Tensor],
+        modules: Modules,
+        params: Mapping[str, Any],
     ) -> None:
         self.config, self.tensors, self.modules = config, tensors, modules
+        self.params = params
         self.targets = modules.targeted(config)
+        self.shared: dict[str, np.ndarray] = {}
 
     def adapted(self) -> Found:
         """Return method and arrays of every adapted weight."""
         reader = READERS[self.config["peft_type"]]
         found: Found = {}
+        above = {
+            name.removeprefix(SHARED): tensor.shape
+            for name, tensor in self.tensors.items()
+            if name.startswith(SHARED)
+        }
         for module, leaf in self.targets.items():
             if leaf.kind not in reader.kinds:
                 raise AdapterFileError(
@@ -145,17 +164,48 @@ class _Reading:
                 for name, tensor in self.tensors.items()
                 if name.startswith(start)
             }
-            method = reader.read(Entry(self.config, module, bias, shapes))
+            method = reader.read(Entry(self.config, module, bias, shapes, above))
             method.check(leaf.layer)
             codec = codec_of(method)
             for suffix in codec.zeros(method, leaf.layer):
                 self.tensors.pop(start + suffix, None)
             arrays = {
-                name: one.to_ours(self._take(start + one.suffix, one.shape), leaf.layer)
+                name: self._ours(start, one, leaf.layer)
                 for name, one in codec.tensors(method, leaf.layer).items()
             }
-            found[leaf] = method, arrays
+            found[leaf] = method, {**arrays, **self._fresh(codec.fresh, method, leaf)}
+            for name, one in codec.shared(method, leaf.layer).items():
+                if name not in self.shared:
+                    self.shared[name] = self._ours(SHARED, one, leaf.layer)
         return found
+
+    def _ours(self, start: str, one: Lying, layer: Layer) -> np.ndarray:
+        name, below = start + one.suffix, one.below
+        value = self._take(name, one.shape, "int" if below else "float")
+        limit = np.reshape(below or np.inf, (-1, *[1] * (value.ndim - 1)))
+        if below and not np.all((value >= 0) & (value < limit)):
+            raise AdapterFileError(
+                f"{name}: expected integers >= 0, in each row below {list(below)}, "
+                f"found {value.min()} to {value.max()}"
+            )
+        return one.to_ours(value, layer)
+
+    def _fresh(
+        self, names: tuple[str, ...], method: Method, leaf: Leaf
+    ) -> dict[str, np.ndarray]:
+        """Return those arrays of a fresh adapter that no file holds."""
+        own = self.params[leaf.path]
+        if names and isinstance(own, jax.ShapeDtypeStruct):
+            raise AdapterFileError(
+                f"{leaf.path}: {type(method).__name__} starts from the weight itself; "
+                "expected variables that hold it, found only its shape"
+            )
+        if not names:
+            return {}
+        kernel = jnp.asarray(own if leaf.number is None else own[leaf.number])
+        view = kernel.astype(jnp.float32).reshape(leaf.layer.d_in, leaf.layer.d_out)
+        start = method.init(jax.random.key(0), replace(leaf.layer, kernel=view))
+        return {name: np.asarray(start[name]) for name in names}
 
     def biases(self) -> Found:
         """Return the biases trained beside the adapter."""
@@ -186,7 +236,9 @@ class _Reading:
         value = self._take(f"{leaf.module}{infix}.{leaf.name}", shape)
         return Full(), {"value": leaf.to_ours(value)}
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _take(
+        self, name: str, shape: tuple[int, ...], number: str = "float"
+    ) -> np.ndarray:
         found = self.tensors.pop(name, None)
         if found is None:
             near = ", ".join(nearest(name, list(self.tensors), 2)) or "nothing"
@@ -195,21 +247,24 @@ class _Reading:
                 f"found none; nearest of what is left: {near}"
             )
         kind = np.dtype(found.dtype).name
-        if found.shape != shape or "float" not in kind:
+        if found.shape != shape or number not in kind:
+            word = {"float": "a floating", "int": "an integer"}[number]
             raise AdapterFileError(
-                f"{name}: expected a floating tensor of shape {shape} by model and "
+                f"{name}: expected {word} tensor of shape {shape} by model and "
                 f"configuration, found {kind}{list(found.shape)}"
             )
+        if number == "int":
+            return found.read().astype(np.int32)
         if not finite(value := found.read().astype(np.float32)):
             raise AdapterFileError(f"{name}: holds NaN or infinity")
         return value
 
-    def check_rest(self, params: Mapping[str, Any], model: str) -> None:
+    def check_rest(self, model: str) -> None:
         """Raise unless what is left repeats weights of the base model."""
         strange = []
         for name, tensor in self.tensors.items():
             leaf = self.modules.leaves.get(name.replace(".base_layer.", "."))
-            if leaf is None or not _repeats(leaf, tensor, params[leaf.path]):
+            if leaf is None or not _repeats(leaf, tensor, self.params[leaf.path]):
                 strange.append(name)
         if strange:
             raise AdapterFileError(

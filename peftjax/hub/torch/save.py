@@ -25,7 +25,7 @@ from peftjax.hub.torch.codecs import CODECS, FIELDS
 from peftjax.hub.torch.config import CONFIG, complete
 from peftjax.hub.torch.full import describe_full
 from peftjax.hub.torch.heads import check_tied
-from peftjax.hub.torch.load import PREFIX, TENSORS
+from peftjax.hub.torch.load import PREFIX, SHARED, TENSORS
 from peftjax.hub.torch.modules import Leaf, Modules, is_feedforward
 from peftjax.models.families import family_of
 from peftjax.models.family import Model
@@ -73,7 +73,6 @@ def save_torch(
     except ValueError as error:
         raise AdapterFileError(f"{folder}: not written: {error}") from error
     config["base_model_name_or_path"] = base_model_name
-    tensors = {f"{PREFIX}{name}": value for name, value in tensors.items()}
     with replacing_folder(folder) as new:
         write(new / TENSORS, tensors)
         (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -98,7 +97,8 @@ def _translate(
         leaf.module: site.method for site, leaf in entries if not site.method.replaces
     }
     biased = {module for module in methods if f"{module}.bias" in modules.leaves}
-    settings, tensors, full = codec.write(methods, biased), {}, {}
+    settings = codec.write(methods, biased)
+    tensors, shared, full = {}, {}, {}
     for site, leaf in entries:
         arrays = {
             name: np.asarray(array if leaf.number is None else array[leaf.number])
@@ -108,6 +108,9 @@ def _translate(
             full[leaf] = leaf.to_torch(arrays["value"])
         else:
             tensors.update(_adapted(codec, site.method, leaf, arrays))
+            for name, one in codec.shared(site.method, leaf.layer).items():
+                value = np.asarray(adapters[""][name])
+                shared[SHARED + one.suffix] = one.to_torch(value, leaf.layer)
     settings, tensors = codec.pack(settings, tensors)
     fields, more = describe_full(full, modules, {*methods}, codec.peft_type)
     config = {
@@ -117,7 +120,8 @@ def _translate(
         **settings,
         **fields,
     }
-    return _with_targets(config, methods, modules), {**tensors, **more}
+    named = {f"{PREFIX}{name}": value for name, value in {**tensors, **more}.items()}
+    return _with_targets(config, methods, modules), {**named, **shared}
 
 
 def _codec(peft: Any) -> Codec:

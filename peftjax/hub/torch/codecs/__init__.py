@@ -5,13 +5,37 @@ from __future__ import annotations
 from peftjax import methods
 from peftjax.core.method import Method
 from peftjax.hub.torch.codec import Codec
-from peftjax.hub.torch.codecs import adalora, glora, hra, ia3, lokr, lora, oft
+from peftjax.hub.torch.codecs import (
+    adalora,
+    c3a,
+    fourierft,
+    glora,
+    hra,
+    ia3,
+    loha,
+    lokr,
+    lora,
+    miss,
+    oft,
+    shira,
+    vera,
+)
 
 CODECS: dict[type[Method], Codec | str] = {
     methods.LoRA: lora.CODEC,
     methods.DoRA: lora.DORA,
     methods.AdaLoRA: adalora.CODEC,
+    methods.PiSSA: lora.OFFSET,
+    methods.OLoRA: lora.OFFSET,
     methods.LoKr: lokr.CODEC,
+    methods.LoHa: loha.CODEC,
+    methods.MiSS: miss.CODEC,
+    methods.FourierFT: fourierft.CODEC,
+    methods.C3A: c3a.CODEC,
+    methods.SHiRA: shira.CODEC,
+    methods.LoRAXS: "it has no trained matrix between A and B; "
+    "peftjax.to_lora makes a LoRA of it",
+    methods.VeRA: vera.CODEC,
     methods.Hydra: "it has no branch that reads a layer's output",
     methods.HydraLoRA: "it has no router over heads that share one A",
     methods.GLoRA: glora.CODEC,

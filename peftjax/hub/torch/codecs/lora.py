@@ -1,4 +1,9 @@
-"""LoRA and DoRA in the torch library's files."""
+"""LoRA, DoRA, PiSSA and OLoRA in the torch library's files.
+
+A file of PiSSA or OLoRA holds A and B alone: the library takes `s A_0 B_0` off the
+weight when it loads one, as here is done where x is. `peftjax.to_lora` makes a LoRA of
+rank 2r of them, for which no library needs the start.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +33,9 @@ from peftjax.hub.torch.config import (
 from peftjax.hub.torch.modules import pattern_value
 from peftjax.methods.dora import DoRA
 from peftjax.methods.lora import LoRA
+from peftjax.methods.offset import OffsetLoRA
+from peftjax.methods.olora import OLoRA
+from peftjax.methods.pissa import PiSSA
 
 # `fan_in_fan_out` is for GPT-2's layers; on others the library ignores it.
 FIELDS: dict[str, Field] = {
@@ -38,8 +46,10 @@ FIELDS: dict[str, Field] = {
     "ensure_weight_tying": NO,
     "eva_config": ANY,
     "fan_in_fan_out": FLAG,
-    # Starts that leave the frozen weight as it was; the others subtract from it.
-    "init_lora_weights": only(True, False, "gaussian", "eva", "orthogonal", "mica"),
+    # Starts that leave the frozen weight as it was, and two that have methods here.
+    "init_lora_weights": only(
+        True, False, "gaussian", "eva", "orthogonal", "mica", "pissa", "olora"
+    ),
     "layer_replication": only([]),
     "loftq_config": ANY,
     "lora_alpha": NUMBER,
@@ -57,18 +67,25 @@ FIELDS: dict[str, Field] = {
     "use_rslora": FLAG,
 }
 
+# What the library calls a start that here is a method.
+_STARTS: dict[type[Method], str] = {PiSSA: "pissa", OLoRA: "olora"}
+
 
 def _read(entry: Entry) -> Method:
     config, module = entry.config, entry.module
     rank = pattern_value(config["rank_pattern"], module, config["r"])
     alpha = float(pattern_value(config["alpha_pattern"], module, config["lora_alpha"]))
     dropout = float(config["lora_dropout"])
+    start = config["init_lora_weights"]
+    if config["use_dora"] and start in _STARTS.values():
+        raise ValueError(f"use_dora with init_lora_weights={start!r} has no equal here")
     if not config["use_dora"]:
-        return LoRA(rank, alpha, rs=config["use_rslora"], dropout=dropout)
+        kind: Any = {name: kind for kind, name in _STARTS.items()}.get(start, LoRA)
+        return kind(rank, alpha, config["use_rslora"], dropout)
     return DoRA(rank, alpha * (sqrt(rank) if config["use_rslora"] else 1), dropout)
 
 
-def _tensors(method: LoRA | DoRA, layer: Layer) -> dict[str, Tensor]:
+def _tensors(method: LoRA | DoRA | OffsetLoRA, layer: Layer) -> dict[str, Tensor]:
     r, d_in, d_out = method.rank, layer.d_in, layer.d_out
     if layer.kind == "embedding":
         return {
@@ -92,8 +109,10 @@ def _dora_tensors(method: DoRA, layer: Layer) -> dict[str, Tensor]:
 def _write(methods: Methods, biased: set[str]) -> dict[str, Any]:
     rank, rank_pattern = by_module(methods, "rank")
     alpha, alpha_pattern = by_module(methods, "alpha")
-    dora = isinstance(next(iter(methods.values())), DoRA)
+    kind = type(next(iter(methods.values())))
+    dora, start = kind is DoRA, _STARTS.get(kind)
     return {
+        **({"init_lora_weights": start} if start else {}),
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": rank_pattern,
@@ -106,4 +125,5 @@ def _write(methods: Methods, biased: set[str]) -> dict[str, Any]:
 
 _EVERY: tuple[Kind, ...] = ("dense", "conv", "embedding")
 CODEC = Codec("LORA", _EVERY, FIELDS, _read, _tensors, _write)
+OFFSET = CODEC._replace(kinds=("dense",), fresh=("a0", "b0"))
 DORA = Codec("LORA", _EVERY, FIELDS, _read, _dora_tensors, _write)
