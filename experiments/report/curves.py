@@ -34,7 +34,7 @@ def draw(table: Table, curves: Curves) -> Any:
     from matplotlib.figure import Figure
 
     panels = {name: x for name, x in curves.items() if set(x) & set(table.tasks)}
-    figure = Figure(figsize=(1.2 + 3.6 * len(panels), 3.9), layout="constrained")
+    figure = Figure(figsize=(0.8 + 3.6 * len(panels), 4.2), layout="constrained")
     grid = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
     for axes, (name, shots) in zip(grid, panels.items()):
         ticks = sorted({shots[task] for task in shots if task in table.tasks})
@@ -58,9 +58,11 @@ def draw(table: Table, curves: Curves) -> Any:
         for line, label in zip(*axes.get_legend_handles_labels())
     }
     if found:
-        beside = {"loc": "outside right upper", "frameon": False, "fontsize": 8}
-        figure.legend([*found.values()], [*found], **beside)
-    figure.suptitle(f"{table.name}: mean, and one sample standard deviation")
+        below = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
+        figure.legend([*found.values()], [*found], ncols=5, **below)
+    spread = any(axes.collections for axes in grid)
+    bands = "\nband: one sample standard deviation" if spread else ""
+    figure.suptitle(f"{table.name}{bands}", fontsize=9)
     return figure
 
 
