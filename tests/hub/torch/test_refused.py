@@ -87,7 +87,7 @@ def test_fields_that_do_nothing_pass(copy):
         ({"use_quantum": 3, "b_config": {}}, ["b_config = {}", "use_quantum = 3"]),
         ({"peft_type": "VBLORA"}, ["VBLORA", "GLORA"]),
         ({"peft_type": ["LORA"]}, ["peft_type"]),
-        ({"init_lora_weights": "pissa"}, ["init_lora_weights", "pissa"]),
+        ({"init_lora_weights": "corda"}, ["init_lora_weights", "corda"]),
         ({"lora_bias": True}, ["lora_bias", "false"]),
         ({"use_rslora": 1}, ["use_rslora"]),
         ({"layer_replication": [[0, 2]]}, ["layer_replication"]),
