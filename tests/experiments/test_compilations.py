@@ -29,7 +29,7 @@ def runner(tmp_path_factory):
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(from_scratch, "make_mesh", lambda: make_mesh(data=1))
+        patch.setattr(from_scratch, "mesh_of", lambda config: make_mesh(data=1))
         first = do("first", "method=lora")
         yield first, do
 

@@ -1,6 +1,5 @@
 """The image table: what is trained on, chosen on, tested on, and never read."""
 
-import functools
 from typing import Any
 
 import jax
@@ -69,8 +68,8 @@ def opened(monkeypatch):
         return load(name, split, *args, **kwargs)
 
     monkeypatch.setattr(family.images, "load", watched)
-    one = functools.partial(make_mesh, data=1)  # eight fake devices are slow
-    monkeypatch.setattr(from_scratch, "make_mesh", one)
+    # eight fake devices are slow
+    monkeypatch.setattr(from_scratch, "mesh_of", lambda config: make_mesh(data=1))
     return found
 
 

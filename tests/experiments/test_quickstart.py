@@ -48,7 +48,7 @@ def small(cache, arg, **changes):
 def one_device():
     with pytest.MonkeyPatch.context() as patch:
         # eight fake devices are slow
-        patch.setattr(from_scratch, "make_mesh", lambda: make_mesh(data=1))
+        patch.setattr(from_scratch, "mesh_of", lambda config: make_mesh(data=1))
         yield
 
 
