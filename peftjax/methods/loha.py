@@ -27,8 +27,8 @@ class LoHa(Method):
     Row by row the delta is a product of width r²: `(A_1 ⊙ A_2) (B_1 ⊙ B_2)`, with all
     products of a row of A_1 with that row of A_2. Where that costs less than a matrix
     of the kernel's size (and its gradient), r² below about a sixth of the width, x is
-    multiplied by it: 1.25 of the bound's FLOPs at width 768 and r = 8, which is the
-    price of a rank of 64. Otherwise the delta is formed, at 1.5.
+    multiplied by it: 1.13 of LoRA's FLOPs at width 768 and r = 8, which is the price
+    of a rank of 64. Otherwise the delta is formed.
 
     The torch library also drops rows and whole layers while training; here there is no
     dropout. Its other form on convolutions (Tucker's) is not here.

@@ -23,8 +23,8 @@ class SHiRA(Method):
     column and row of each entry of S, drawn without replacement (the paper's random
     mask; its masks by size, gradient and SNIP are given by other indices).
 
-    The gradient of S is that of the kernel at those places, which is formed: 1.5 of the
-    bound's FLOPs.
+    The gradient of S is that of the kernel at those places, which is formed: 1.29 of
+    the bound's FLOPs, as for full fine-tuning.
 
     Attributes:
         rank: r.
