@@ -17,6 +17,8 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "tests")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# epath reads it once, and some test may use a path before `peftjax.storage` says so.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
 import pytest
 
