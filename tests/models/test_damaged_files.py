@@ -224,7 +224,9 @@ def test_files_that_are_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="found none"):
         load(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(CheckpointError, match=r"expected a \.safetensors, \.npz or \.gguf"):
+    with pytest.raises(
+        CheckpointError, match=r"expected a \.safetensors, \.npz or \.gguf"
+    ):
         load(tmp_path / "notes.txt")
 
 
