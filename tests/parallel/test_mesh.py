@@ -123,10 +123,12 @@ def test_collectives_are_weights_gathered_and_gradients_reduced(parallel, accumu
     assert {name for name, _ in found} == {"all-gather", "all-reduce"}
     gathered = [s for name, shapes in found if name == "all-gather" for s in shapes]
     weights = [(FEATURES, HIDDEN), (HIDDEN, FEATURES)] * DEPTH
+    allowed = [sorted(weights)]
     if parallel == "jit":
-        # again for the backward pass, which ends before the first layer's input
-        weights += weights[1:]
-    assert sorted(gathered) == sorted(weights)
+        # again for the backward pass, which ends before the first layer's input; XLA may
+        # make one gather of both, as of a CPU's micro-batches
+        allowed.append(sorted([*weights, *weights[1:]]))
+    assert sorted(gathered) in allowed
     reduced = [shapes for name, shapes in found if name == "all-reduce"]
     assert len(reduced) == 1
     gradients = [x.shape for x in jax.tree.leaves(state.trainable)]
