@@ -16,7 +16,6 @@ from peftjax.testing.invariants import (
     in_bfloat16,
     merged,
     names,
-    on_nnx,
     refusals,
     saved,
     stacked,
@@ -37,7 +36,6 @@ CHECKS = (
     deterministic,
     saved,
     in_bfloat16,
-    on_nnx,
 )
 
 

@@ -248,14 +248,14 @@ def _convolve(dims: Any, v: Any, x: jax.Array) -> jax.Array:
     )
 
 
-def linen_case(method: Method, dtype: Any = jnp.float32) -> Case:
+def linen_case(method: Method) -> Case:
     """Return a method on the Linen model."""
-    return Case(method, dtype, *linen_model(jnp.dtype(dtype)))
+    return Case(method, jnp.float32, *linen_model())
 
 
-def nnx_case(method: Method) -> Case:
+def nnx_case(method: Method, dtype: Any = jnp.float32) -> Case:
     """Return a method on the NNX model."""
-    return Case(method, jnp.float32, *nnx_model()[1:])
+    return Case(method, dtype, *nnx_model(jnp.dtype(dtype))[1:])
 
 
 def shapes(peft: Peft) -> Adapters:

@@ -26,7 +26,6 @@ from peftjax.testing.case import (
     TIED,
     Case,
     compiled,
-    linen_case,
     nnx_case,
     shapes,
 )
@@ -223,26 +222,21 @@ def saved(case: Case) -> None:
 
 
 def in_bfloat16(case: Case) -> None:
-    """With a bfloat16 base the merged model still agrees within bfloat16 rounding.
+    """On an NNX module in bfloat16, adapted equals merged, put back into the module.
 
     A convolution means the same in another layout of its kernel.
     """
-    half = linen_case(case.method, jnp.bfloat16)
-    if case.method.replaces or "conv" not in case.method.kinds:
-        _agree("in_bfloat16", half, case.perturbed)
-        return
-    *_, (one, other) = _agree("in_bfloat16", half, case.perturbed, half.in_layouts)
-    _close("in_bfloat16: another layout of a kernel", other, one, half.bound)
-
-
-def on_nnx(case: Case) -> None:
-    """On an NNX module, adapted equals merged, put back into the module."""
-    other = nnx_case(case.method)
+    half = nnx_case(case.method, jnp.bfloat16)
     # the layers of the Linen model, as far as they are here
-    adapters = {path: case.perturbed[path] for path in shapes(other.peft)}
-    merged, expected, _ = _agree("on_nnx", other, adapters)
-    module = to_nnx(nnx_model()[0], merged)
-    _close("on_nnx: module", _call(module, *other.inputs), expected, other.bound)
+    adapters = {path: case.perturbed[path] for path in shapes(half.peft)}
+    laid = not case.method.replaces and "conv" in case.method.kinds
+    also = half.in_layouts if laid else None
+    merged, expected, layouts = _agree("in_bfloat16", half, adapters, also)
+    if layouts:
+        one, other = layouts
+        _close("in_bfloat16: another layout of a kernel", other, one, half.bound)
+    module = to_nnx(nnx_model(jnp.dtype(half.dtype))[0], merged)
+    _close("in_bfloat16: module", _call(module, *half.inputs), expected, half.bound)
 
 
 @nnx.jit

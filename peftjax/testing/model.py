@@ -19,52 +19,47 @@ WIDTH, HIDDEN, VOCAB, LAYERS = 16, 24, 32, 2
 
 
 class _Block(nn.Module):
-    dtype: Any
-
     @nn.compact
     def __call__(self, x: jax.Array, _: Any = None) -> tuple[jax.Array, None]:
-        types = {"dtype": self.dtype, "param_dtype": self.dtype}
-        h = nn.gelu(nn.Dense(HIDDEN, **types, name="fc1")(x))
-        return x + nn.Dense(WIDTH, **types, name="fc2")(h), None
+        h = nn.gelu(nn.Dense(HIDDEN, name="fc1")(x))
+        return x + nn.Dense(WIDTH, name="fc2")(h), None
 
 
 class Everything(nn.Module):
     """A Linen model with every kind of layer; `ids [B, T]`, `image [B, H, W, 8]`."""
 
-    dtype: Any = jnp.float32
-
     @nn.compact
     def __call__(self, ids: jax.Array, image: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.dtype}
-        embed = nn.Embed(VOCAB, WIDTH, **types, name="embed")
-        conv = nn.Conv(WIDTH, (3, 3), strides=2, **types, name="conv")
+        embed = nn.Embed(VOCAB, WIDTH, name="embed")
+        conv = nn.Conv(WIDTH, (3, 3), strides=2, name="conv")
         x = embed(ids) + conv(image).mean((1, 2))[:, None]
-        x = x + nn.MultiHeadDotProductAttention(2, **types, name="attention")(x, x)
-        x = x + nn.Dense(WIDTH, use_bias=False, **types, name="plain")(x)
-        x, _ = nn.remat(_Block)(self.dtype, name="remat")(x)
+        x = x + nn.MultiHeadDotProductAttention(2, name="attention")(x, x)
+        x = x + nn.Dense(WIDTH, use_bias=False, name="plain")(x)
+        x, _ = nn.remat(_Block)(name="remat")(x)
         stack = nn.scan(
             nn.remat(_Block),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=LAYERS,
         )
-        x, _ = stack(self.dtype, name="scanned")(x, None)
-        x = nn.LayerNorm(**types, name="norm")(x)
+        x, _ = stack(name="scanned")(x, None)
+        x = nn.LayerNorm(name="norm")(x)
         tied = embed.attend(x)
-        table = nn.Embed(VOCAB, WIDTH, **types, name="untied")
-        return tied + nn.Dense(VOCAB, **types, name="head")(x + table(ids))
+        table = nn.Embed(VOCAB, WIDTH, name="untied")
+        return tied + nn.Dense(VOCAB, name="head")(x + table(ids))
 
 
 class NnxEverything(nnx.Module):
     """The NNX counterpart, with layers written one after the other."""
 
-    def __init__(self, rngs: nnx.Rngs):
-        self.embed = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
-        self.conv = nnx.Conv(8, WIDTH, (3, 3), strides=2, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(2, WIDTH, decode=False, rngs=rngs)
-        self.plain = nnx.Linear(WIDTH, WIDTH, use_bias=False, rngs=rngs)
-        self.head = nnx.Linear(WIDTH, VOCAB, rngs=rngs)
-        self.untied = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
+    def __init__(self, dtype: Any, rngs: nnx.Rngs):
+        types = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
+        self.embed = nnx.Embed(VOCAB, WIDTH, **types)
+        self.conv = nnx.Conv(8, WIDTH, (3, 3), strides=2, **types)
+        self.attention = nnx.MultiHeadAttention(2, WIDTH, decode=False, **types)
+        self.plain = nnx.Linear(WIDTH, WIDTH, use_bias=False, **types)
+        self.head = nnx.Linear(WIDTH, VOCAB, **types)
+        self.untied = nnx.Embed(VOCAB, WIDTH, **types)
 
     def __call__(self, ids: jax.Array, image: jax.Array) -> jax.Array:
         x = self.embed(ids) + self.conv(image).mean((1, 2))[:, None]
@@ -74,19 +69,21 @@ class NnxEverything(nnx.Module):
 
 
 @cache
-def linen_model(dtype: Any) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
+def linen_model() -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
     """Return the Linen model's function, its variables and its arguments."""
-    model, inputs = Everything(dtype), _inputs(dtype)
+    model, inputs = Everything(), _inputs(jnp.float32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))
     return model.apply, _filled(shapes), inputs
 
 
 @cache
-def nnx_model() -> tuple[nnx.Module, Callable[..., Any], Any, tuple[Any, ...]]:
+def nnx_model(
+    dtype: Any,
+) -> tuple[nnx.Module, Callable[..., Any], Any, tuple[Any, ...]]:
     """Return the NNX module, its function, its variables and its arguments."""
-    module = nnx.eval_shape(lambda: NnxEverything(nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: NnxEverything(dtype, nnx.Rngs(0)))
     apply_fn, variables = from_nnx(module)
-    return module, apply_fn, _filled(variables), _inputs(jnp.dtype("float32"))
+    return module, apply_fn, _filled(variables), _inputs(dtype)
 
 
 def _inputs(dtype: Any) -> tuple[jax.Array, jax.Array]:

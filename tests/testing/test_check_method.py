@@ -20,7 +20,7 @@ METHODS = [one for method in ALL for one in checked(method)]
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_check_method(method):
-    assert len(testing.check_method(method)) == 12
+    assert len(testing.check_method(method)) == 11
 
 
 def test_a_method_is_compiled_once_for_each_way_it_is_evaluated():
@@ -33,7 +33,7 @@ def test_a_method_is_compiled_once_for_each_way_it_is_evaluated():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     testing.check_method(pj.IA3())
-    assert count == 6  # start, gradients, merge, stack, in bfloat16, on NNX
+    assert count == 5  # start, gradients, merge, stack, in bfloat16
 
 
 @dataclass(frozen=True)
