@@ -93,6 +93,7 @@ def run(
                 "tasks": tasks,
                 "all_tasks": tasks,
                 "seeds": SEEDS,
+                "per_device": False,
                 **(table or {}),
             },
         }

@@ -97,7 +97,7 @@ def config(task: str = "digits", method: str = "lora", seed: int = 0) -> ConfigD
         grid=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         tasks=("digits",),
         methods=METHODS,
-        table={"all_methods": tuple(EVERY)},
+        table={"all_methods": tuple(EVERY), "per_device": True},
         **({"search": SEARCH} if method == "glora_search" else {}),
     )
 

@@ -212,6 +212,11 @@ def folder(text: str) -> Path:
     return storage.path(text)
 
 
+def quieten() -> None:
+    """Leave out what orbax reports: every file it opens, one error once per thread."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
 def command(main: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a command's `main(argv=None)`: expected failures exit with one line.
 
@@ -220,8 +225,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def call(argv: Sequence[str] | None = None) -> Any:
-        # orbax reports every file it opens, and one error once per thread
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        quieten()
         try:
             return main(argv)
         except (Exception, SystemExit) as error:

@@ -15,7 +15,9 @@ status is then 75: resume me.
 
 Of a job of several processes (`--coordinator` and so on; found by itself on Cloud TPU,
 under srun and mpirun) all do each run together, over all devices. With `--per-device`
-each device of the job does runs of its own: for runs that are too small for a pod.
+each device of the job, or each core of a CPU, does runs of its own: for runs that are
+too small for a pod, or for two cores. `table.per_device` of a configuration asks for it
+where there is one process.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from experiments import cli, outlook, report, starts, table
@@ -40,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fill a table and write it, as the command line says."""
     start, parser = time.perf_counter(), _parser()
     options = parser.read(argv)
-    if options.force and options.per_device:
-        parser.error("--force and --per-device: give one of them")
     config = options.config.config()
     workdir = options.workdir or Path(f"runs/{config.name}")
     configs = starts.linked(workdir, _runs(config, options), options.config.config)
@@ -57,10 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.keep_programs(config.paths.cache)
     led(lambda: plan(config, workdir, configs, options.config.variant()))
     with stop_on_signals() as stop:
-        if options.per_device:
-            table.fill_by_device(workdir, configs, stop)
+        if options.force:
+            table.clear(workdir, configs)
+        if not _per_device(options, config):
+            table.fill(workdir, configs, stop=stop)
+        elif jax.default_backend() == "cpu" and jax.device_count() == 1:
+            table.fill_by_core(workdir, options.config, configs, stop)
         else:
-            table.fill(workdir, configs, force=options.force, stop=stop)
+            table.fill_by_device(workdir, configs, stop)
     led(lambda: report.write(workdir))
     print(f"{time.perf_counter() - start:.0f} s")
 
@@ -77,10 +82,17 @@ def _parser() -> cli.Parser:
     parser.flag("--seeds", type=cli.count, help="how many, from 0")
     parser.flag("--force", action="store_true", help="repeat finished runs")
     parser.flag(
-        "--per-device", action="store_true", help="a run on each device at a time"
+        "--per-device",
+        action="store_true",
+        help="a run on each device, or core of a CPU, at a time",
     )
     parser.flag("--dry-run", action="store_true", help="build all, train nothing")
     return parser
+
+
+def _per_device(options: argparse.Namespace, config: ConfigDict) -> bool:
+    wanted = config.table.get("per_device", False) and jax.process_count() == 1
+    return options.per_device or wanted
 
 
 def _runs(config: ConfigDict, options: argparse.Namespace) -> list[ConfigDict]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,20 @@ def fill_by_device(
 
     with ThreadPoolExecutor(len(devices)) as pool:
         runs = [pool.submit(work, device) for device in devices]
-        while wait(runs, POLL_SECONDS, FIRST_EXCEPTION).not_done:
-            if stop() or any(run.done() and run.exception() for run in runs):
-                asked.set()
+        watched(runs, stop, asked.set)
+
+
+def watched(
+    runs: Sequence[Future[None]], stop: Callable[[], bool], ask: Callable[[], None]
+) -> None:
+    """Wait for all; `ask` them to stop where one fails or `stop` says so.
+
+    Raises:
+        Exception: the first of theirs; that one was asked to stop is the last reason.
+    """
+    while wait(runs, POLL_SECONDS, FIRST_EXCEPTION).not_done:
+        if stop() or any(run.done() and run.exception() for run in runs):
+            ask()
     errors = [error for run in runs if (error := run.exception())]
     for error in sorted(errors, key=lambda x: isinstance(x, Stopped | Preempted)):
         raise error

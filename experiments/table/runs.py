@@ -25,7 +25,6 @@ def fill(
     workdir: Path,
     configs: Sequence[ConfigDict],
     *,
-    force: bool = False,
     cache: ProgramCache | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> None:
@@ -36,22 +35,29 @@ def fill(
     Args:
         workdir: of the table.
         configs: of the runs.
-        force: delete them all first.
         cache: of their programs.
         stop: as `finetune.run` takes it; asked between runs too.
     """
     left, cache = list(configs), cache or ProgramCache()
-    if force:
-        with ExitStack() as claims:
-            places = [folder(workdir, config) for config in configs]
-            _refuse_searches(places)
-            for one in [claims.enter_context(claimed(place)) for place in places]:
-                one.clear()
     while left:
         busy = [one for one in left if not done(workdir, one, cache, stop)]
         if len(busy) == len(left):
             time.sleep(POLL_SECONDS)
         left = busy
+
+
+def clear(workdir: Path, configs: Sequence[ConfigDict]) -> None:
+    """Delete the runs of a table.
+
+    Raises:
+        Busy: another process is at one of them; none is deleted.
+        FileExistsError: one is a search.
+    """
+    with ExitStack() as claims:
+        places = [folder(workdir, config) for config in configs]
+        _refuse_searches(places)
+        for one in [claims.enter_context(claimed(place)) for place in places]:
+            one.clear()
 
 
 def done(

@@ -317,7 +317,7 @@ def test_a_table_has_the_search_as_a_row(folder, tmp_path, capsys):
     table.fill(tmp_path, configs)
     assert "digits, glora_search, seed 0: finished before" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="which --force does not repeat"):
-        table.fill(tmp_path, configs, force=True)
+        table.clear(tmp_path, configs)
 
 
 def rows_of(*pairs):
