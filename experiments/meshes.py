@@ -40,6 +40,18 @@ def mesh_of(config: ConfigDict) -> Any:
     return mesh
 
 
+def split_of(config: ConfigDict) -> Any:
+    """Return the mesh over which a run's base is split, as `pj.models.load` takes it.
+
+    None where each device holds all of it.
+
+    Raises:
+        UnfitSettings: as `mesh_of`.
+    """
+    mesh = mesh_of(config)
+    return mesh if mesh.shape["fsdp"] > 1 else None
+
+
 def accumulate_of(config: ConfigDict) -> int:
     """Return the number of micro-batches of a step."""
     return _get(config, "accumulate", 1)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.arguments import known
+from experiments.meshes import split_of
 from experiments.preemption import Stop
 from experiments.tasks.task import Data, Outline, held_out, take
 from peftjax import storage
@@ -69,7 +70,11 @@ def base(config: ConfigDict, outline: Outline, stop: Stop | None = None) -> Any:
     folder = model_folder(config)
     dropout = {key: x for key, x in config.model.settings.items() if "dropout" in key}
     model, variables = pj.models.load(
-        folder, head=outline.model.head, key=jax.random.key(config.seed), **dropout
+        folder,
+        head=outline.model.head,
+        mesh=split_of(config),
+        key=jax.random.key(config.seed),
+        **dropout,
     )
     if model.config != outline.model.config:
         found, expected = vars(model.config), vars(outline.model.config)

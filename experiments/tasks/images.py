@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import peftjax as pj
+from experiments.meshes import split_of
 from experiments.preemption import Stop
 from experiments.tasks.from_scratch import pretrained
 from experiments.tasks.task import Data, Outline, with_new_head
@@ -59,6 +60,7 @@ def base(config: ConfigDict, outline: Outline, stop: Stop | None = None) -> Any:
     model, variables = pj.models.load(
         config.paths.model,
         head=outline.model.num_classes,
+        mesh=split_of(config),
         **{key: config.model[key] for key in options if key in config.model},
     )
     if model != outline.model:

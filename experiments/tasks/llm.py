@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.checks import UnfitSettings
+from experiments.meshes import split_of
 from experiments.preemption import Stop
 from experiments.tasks import llm_data, llm_exam
 from experiments.tasks.task import Data, Outline, held_out
@@ -74,7 +75,12 @@ def base(config: ConfigDict, outline: Outline, stop: Stop | None = None) -> Any:
     folder = llm_data.model_folder(config)
     own = config.model
     found, variables = pj.models.load(
-        folder, head="lm", dtype=own.dtype, scan_layers=own.scan_layers, remat=own.remat
+        folder,
+        head="lm",
+        dtype=own.dtype,
+        mesh=split_of(config),
+        scan_layers=own.scan_layers,
+        remat=own.remat,
     )
     if found != outline.model:
         raise CheckpointError(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import peftjax as pj
+from experiments.meshes import split_of
 from experiments.preemption import Stop
 from experiments.tasks.images import IN_MEMORY, loss_of, outputs_of, score
 from experiments.tasks.task import (
@@ -123,9 +124,9 @@ def _loaded(config: Any) -> Any:
     options = config.get("model") or {}
     classes = len(_opened(config, 1).classes)
     given = tuple((key, options[key]) for key in OPTIONS if key in options)
-    return _load(checkpoint(config), classes, given)
+    return _load(checkpoint(config), classes, split_of(config), given)
 
 
 @functools.lru_cache(maxsize=1)  # outline, data and base of one run
-def _load(path: str, classes: int, options: tuple[tuple[str, Any], ...]) -> Any:
-    return pj.models.load(path, head=classes, **dict(options))
+def _load(path: str, classes: int, mesh: Any, options: tuple[Any, ...]) -> Any:
+    return pj.models.load(path, head=classes, mesh=mesh, **dict(options))

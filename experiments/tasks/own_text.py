@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import peftjax as pj
+from experiments.meshes import split_of
 from experiments.preemption import Stop
 from experiments.tasks.glue import class_loss, outputs
 from experiments.tasks.images import score
@@ -93,10 +94,11 @@ def _table(file: Any, _: int, text: tuple[str, ...], label: str) -> tables.Texts
 def _loaded(config: Any) -> Any:
     options = tuple(sorted((config.get("model") or {}).items()))
     classes = len(_read(config).classes)
-    return _load(checkpoint(config), classes, config.seed, options)
+    place = checkpoint(config)
+    return _load(place, classes, config.seed, split_of(config), options)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(path: str, classes: int, seed: int, options: tuple) -> Any:
+def _load(path: str, classes: int, seed: int, mesh: Any, options: tuple) -> Any:
     key = jax.random.key(seed)
-    return pj.models.load(path, head=classes, key=key, **dict(options))
+    return pj.models.load(path, head=classes, mesh=mesh, key=key, **dict(options))

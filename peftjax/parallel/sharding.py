@@ -46,7 +46,12 @@ def placed(peft: Any, mesh: Mesh, gather: bool) -> Any:
 
 
 def put(leaf: Any, sharding: Sharding) -> jax.Array:
-    """Place one array, which every process holds whole, on the devices of all."""
+    """Place one array, which every process holds whole, on the devices of all.
+
+    One that lies there stays.
+    """
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

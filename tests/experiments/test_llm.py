@@ -1,6 +1,7 @@
 """Language models: the papers' recipes, and a run from files to its exam."""
 
 import json
+import operator
 from itertools import count
 
 import jax
@@ -13,9 +14,12 @@ from experiments import examine, finetune, outlook, tasks
 from experiments.chat import Talk
 from experiments.checks import UnfitSettings
 from experiments.hparams import lines
+from experiments.run import Run
 from peftjax.evaluation import answer
 from peftjax.hub import files
-from peftjax.models import save
+from peftjax.models import load, save
+from peftjax.models.files import Tensor
+from peftjax.parallel import sharding
 from peftjax.training.loop import Preempted
 from tests.helpers.config_case import get
 from tests.helpers.llm_case import FOLDER, SETTINGS, tiny_llama
@@ -105,6 +109,27 @@ def test_a_run_stopped_within_an_epoch_of_packed_rows_ends_with_the_same_bits(
         for x in (folder, place / "cut")
     )
     assert json.loads(first)["eval"] == json.loads(second)["eval"]
+
+
+def test_the_base_is_read_into_its_shards(place, monkeypatch):
+    at, part, read = sharding.of_leaf, Tensor.part, []
+
+    def counted(tensor, index):
+        read.append(part(tensor, index).size)
+        return part(tensor, index)
+
+    # the model is tiny
+    monkeypatch.setattr(sharding, "of_leaf", lambda leaf, mesh, _=0: at(leaf, mesh, 64))
+    monkeypatch.setattr(Tensor, "part", counted)
+    _, whole = load(place / "model", scan_layers=True)
+    largest, once = max(read), sum(read)
+    read.clear()
+    one = Run(config(place))
+    assert sum(read) == once and max(read) < largest
+    jax.tree.map(np.testing.assert_array_equal, whole, one.base)
+    split = [x for x in jax.tree.leaves(one.base) if "fsdp" in x.sharding.spec]
+    assert len(split) > 5 and split[0].sharding.mesh == one.programs.mesh
+    assert all(map(operator.is_, *map(jax.tree.leaves, (one.base, one.sharded))))
 
 
 def test_packed_and_padded_rows_lose_the_same(place):
