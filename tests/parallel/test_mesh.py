@@ -5,12 +5,14 @@ import re
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import peftjax as pj
@@ -70,6 +72,37 @@ def test_eight_devices_equal_one(one, shape, parallel):
         state.trainable,
         one[1],
     )
+
+
+def wide_loss(apply, batch, key):
+    logits = apply(batch["x"], train=True, rngs={"dropout": key})
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+def wide_adapters(mesh, steps=30):
+    """Return what training in float64 ends with."""
+    step, state, variables = start(mesh, loss=wide_loss)
+
+    def wide(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.float64) if floating else leaf
+
+    with jax.enable_x64(True):
+        state, variables = jax.tree.map(wide, (state, variables))
+        data = train_batches(arrays(), 16, seed=7)
+        for batch in (next(data) for _ in range(steps)):
+            batch = batch | {"x": batch["x"].astype(np.float64)}
+            state, _ = step(state, variables, batch)
+        return jax.device_get(state.trainable)
+
+
+def test_only_rounding_depends_on_the_mesh():
+    """In float64 nothing is left of what float32 makes of it: 1e-7 a step, growing."""
+    alone = wide_adapters(make_mesh(1, 1, jax.devices()[:1]))
+    found = wide_adapters(make_mesh(2, 4))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float64")}
+    same = partial(np.testing.assert_allclose, rtol=0, atol=1e-11)
+    jax.tree.map(same, found, alone)
 
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
