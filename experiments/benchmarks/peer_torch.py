@@ -1,8 +1,10 @@
 """The torch library on the shapes of `step_time`, one step for every line of input.
 
 Run by `step_time --peer PYTHON` under that Python, which has torch and peft only:
-`PYTHON peer_torch.py THREADS DEPTH BATCH SIZE METHOD...`. A line of standard input
-names a method, or `bound`; the same line comes back when the step is done.
+`PYTHON peer_torch.py THREADS SIZE DEPTH BATCH DTYPE METHOD...`. A line of standard
+input names a method, or `bound`; the same line comes back when the step is done. On a
+GPU each model is compiled. The base has the dtype; adapters stay as the library makes
+them.
 """
 
 import sys
@@ -61,27 +63,33 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(x + self.pos_embed))[:, 0])
 
 
-def build(name, depth, size):
+def build(name, depth, size, dtype, device):
     """Return a model of which only the adapters, or the positions, have a gradient."""
     torch.manual_seed(0)
-    model = ViT(depth, size).requires_grad_(False)
+    model = ViT(depth, size).to(device, dtype).requires_grad_(False)
     if name in CONFIGS:
-        return peft.get_peft_model(model, CONFIGS[name])
-    model.pos_embed.requires_grad_(True)
-    return model
+        model = peft.get_peft_model(model, CONFIGS[name])
+    else:
+        model.pos_embed.requires_grad_(True)
+    return torch.compile(model) if device == "cuda" else model
 
 
 def main():
-    threads, depth, batch, size = map(int, sys.argv[1:5])
+    threads, size, depth, batch = map(int, sys.argv[1:5])
+    dtype, device = getattr(torch, sys.argv[5]), "cpu"
+    if torch.cuda.is_available():
+        device = "cuda"
     torch.set_num_threads(threads)
-    images = torch.randn(batch, 3, size, size)
-    labels = torch.arange(batch) % CLASSES
-    names = ["bound", *(name for name in sys.argv[5:] if name in CONFIGS)]
-    models = {name: build(name, depth, size) for name in names}
+    images = torch.randn(batch, 3, size, size, dtype=dtype, device=device)
+    labels = torch.arange(batch, device=device) % CLASSES
+    names = ["bound", *(name for name in sys.argv[6:] if name in CONFIGS)]
+    models = {name: build(name, depth, size, dtype, device) for name in names}
     for name in map(str.strip, sys.stdin):
         model = models[name]
         model.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images), labels).backward()
+        F.cross_entropy(model(images).float(), labels).backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
         print(name, flush=True)
 
 
