@@ -5,6 +5,9 @@
 validation and test examples, eight, one and one in ten of each class, unless they are
 split already. `data.size` is the side they are resized to, by default the model's.
 
+With `data.refit` the validation images are for choices alone: where none is made they
+are trained on too, as VTAB does.
+
 With `data.shots`, k, a run trains on k images of each class, drawn by `data.draw`, by
 default the run's seed, and k of a draw are among its 2k. While hyperparameters are
 chosen, and where the best epoch is, a fifth of the k is held out for that, as ELEVATER
@@ -80,7 +83,7 @@ def data(config: Any, choose: bool) -> Data:
         arrays[name] = split.arrays(in_memory)
         prints.append(split.describe())
     train, validation = arrays["train"], arrays.get("validation")
-    if config.data.get("shots") and not choosing and validation is not None:
+    if _joins(config) and not choosing and validation is not None:
         both = train, validation
         train = {key: np.concatenate([x[key] for x in both]) for key in train}
         validation = None
@@ -91,9 +94,14 @@ def count(config: Any) -> int:
     found = _opened(config, 1)
     with reading(f"{config.name}: {_place(config)}"):
         parts = found.rows(**_drawn(config))
-    held = parts["validation"] if config.data.get("shots") else ()
+    held = parts["validation"] if _joins(config) else ()
     chosen = config.selection == "best_on_validation"
     return len(parts["train"]) + (0 if chosen else len(held))
+
+
+def _joins(config: Any) -> bool:
+    """Return whether what is held out for choices is trained on where none is made."""
+    return bool(config.data.get("shots") or config.data.get("refit"))
 
 
 def _drawn(config: Any) -> dict[str, int]:

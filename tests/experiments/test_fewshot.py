@@ -61,6 +61,17 @@ def test_all_shots_are_trained_on_and_a_fifth_is_chosen_on(config):
     assert own_images.count(config(5, selection="best_on_validation")) == 8
 
 
+def test_what_is_held_out_for_choices_is_trained_on_where_none_is_made(config):
+    refit = {"data": {"refit": True}}
+    last = own_images.data(config(0, **refit), False)
+    chosen = own_images.data(config(0, **refit), True)
+    assert last.validation is None
+    assert seen(chosen.train) | seen(chosen.validation) == seen(last.train)
+    assert len(last.train["label"]) == own_images.count(config(0, **refit))
+    plain = own_images.data(config(0), False)
+    assert seen(plain.train) == seen(chosen.train) and plain.validation is not None
+
+
 def test_a_seed_draws_its_own_shots_unless_the_draw_is_given(config):
     def drawn(*args, **changes):
         return seen(own_images.data(config(*args, **changes), False).train)
