@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,7 @@ def _match(
 
     try:
         channels = _channels(family, where, kept)
-        found = jax.eval_shape(lambda key: initial(model, key, channels), key)
-        shapes = {path: array.shape for path, array in found.items()}
+        shapes = _shapes(model, channels)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"config.json: {error}") from error
     leaves, used = plan_leaves(shapes, where, kept)
@@ -207,6 +206,14 @@ def _match(
         return _drawn(model, channels, tuple(fresh), key)
 
     return leaves, draw if fresh else dict
+
+
+@lru_cache(maxsize=16)
+def _shapes(model: Any, channels: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter; traced once for a model."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = jax.eval_shape(lambda key: initial(model, key, channels), key)
+    return {path: array.shape for path, array in found.items()}
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

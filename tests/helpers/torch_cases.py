@@ -37,10 +37,13 @@ def name(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
 
 
-@cache
 def base(folder: Path, scan_layers: bool = False):
     """Return model and variables on which an adapter sits."""
-    kind = SHORT.get(folder.parent.name, folder.parent.name)
+    return _loaded(SHORT.get(folder.parent.name, folder.parent.name), scan_layers)
+
+
+@cache
+def _loaded(kind: str, scan_layers: bool):
     return load(BASES[kind][0], scan_layers=scan_layers)
 
 
