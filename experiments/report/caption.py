@@ -211,10 +211,10 @@ def _circumstances(results: Iterable[Mapping[str, Any]]) -> Iterable[str]:
 def circumstance(result: Mapping[str, Any]) -> str:
     """Return the hardware and the versions of one run as text."""
     hardware, versions = result["hardware"], result["versions"]
-    devices = hardware["devices"]
+    cores, devices = hardware["cores"], hardware["devices"]
     device = devices[0] if len(devices) == 1 else f"{len(devices)} x {devices[0]}"
     return (
-        f"{hardware['cpu']}, {hardware['cores']} cores, {device}; "
+        f"{hardware['cpu']}, {cores} core{'s' * (cores != 1)}, {device}; "
         f"jax {versions['jax']}, flax {versions['flax']}, Python {versions['python']}"
     )
 
