@@ -16,7 +16,7 @@
 | FourierFT | q, v | q, v | q, v |
 | LoRAXS | q, v, outputs* | q, v, both outputs | every linear |
 | PiSSA, OLoRA, MiSS | every linear* | every linear* | every linear |
-| SHiRA | q, k, v, MLP* | q, k, v, MLP* | q, k, v, up, down |
+| HiRA, SHiRA | q, k, v, MLP* | q, k, v, MLP* | q, k, v, up, down |
 | LoHa, C3A | every linear* | every linear* | every linear* |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
@@ -53,6 +53,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.LoKr: {"": _EVERY},
     methods.LoHa: {"": _EVERY},
     methods.MiSS: {"": _EVERY},
+    methods.HiRA: {"": ("query", "key", "value", "up", "down")},
     methods.FourierFT: {"": _LORA},
     methods.C3A: {"": _EVERY},
     methods.SHiRA: {"": ("query", "key", "value", "up", "down")},

@@ -40,6 +40,7 @@ METHODS: dict[str, pj.Method] = {
     "loha": pj.LoHa(rank=8, alpha=16.0),
     "adalora": pj.AdaLoRA(rank=8, alpha=16.0, target_rank=4),
     "lokr": pj.LoKr(rank=8, alpha=16.0),
+    "hira": pj.HiRA(rank=8),
     "miss": pj.MiSS(rank=8),
     "fourierft": pj.FourierFT(frequencies=1000),
     "c3a": pj.C3A(block=64),

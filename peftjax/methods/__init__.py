@@ -9,6 +9,7 @@ from peftjax.methods.fourierft import FourierFT
 from peftjax.methods.full import Full
 from peftjax.methods.glora import GLoRA
 from peftjax.methods.glora_supernet import GLoRASupernet
+from peftjax.methods.hira import HiRA
 from peftjax.methods.hra import HRA
 from peftjax.methods.hydra import Hydra
 from peftjax.methods.hydralora import HydraLoRA
@@ -35,6 +36,7 @@ __all__ = [
     "LoKr",
     "LoHa",
     "MiSS",
+    "HiRA",
     "FourierFT",
     "C3A",
     "SHiRA",
