@@ -17,7 +17,7 @@
 | LoRAXS | q, v, outputs* | q, v, both outputs | every linear |
 | PiSSA, OLoRA, MiSS | every linear* | every linear* | every linear |
 | HiRA, SHiRA | q, k, v, MLP* | q, k, v, MLP* | q, k, v, up, down |
-| LoHa, C3A | every linear* | every linear* | every linear* |
+| LoHa, DeLoRA, C3A | every linear* | every linear* | every linear* |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
@@ -53,6 +53,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.LoKr: {"": _EVERY},
     methods.LoHa: {"": _EVERY},
     methods.MiSS: {"": _EVERY},
+    methods.DeLoRA: {"": _EVERY},
     methods.HiRA: {"": ("query", "key", "value", "up", "down")},
     methods.FourierFT: {"": _LORA},
     methods.C3A: {"": _EVERY},

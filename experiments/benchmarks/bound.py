@@ -42,6 +42,7 @@ METHODS: dict[str, pj.Method] = {
     "lokr": pj.LoKr(rank=8, alpha=16.0),
     "hira": pj.HiRA(rank=8),
     "miss": pj.MiSS(rank=8),
+    "delora": pj.DeLoRA(rank=8, alpha=16.0),
     "fourierft": pj.FourierFT(frequencies=1000),
     "c3a": pj.C3A(block=64),
     "shira": pj.SHiRA(rank=8),

@@ -4,6 +4,7 @@ from peftjax.core.method import Method
 from peftjax.methods.adalora import AdaLoRA
 from peftjax.methods.c3a import C3A
 from peftjax.methods.composition import Composition
+from peftjax.methods.delora import DeLoRA
 from peftjax.methods.dora import DoRA
 from peftjax.methods.fourierft import FourierFT
 from peftjax.methods.full import Full
@@ -36,6 +37,7 @@ __all__ = [
     "LoKr",
     "LoHa",
     "MiSS",
+    "DeLoRA",
     "HiRA",
     "FourierFT",
     "C3A",

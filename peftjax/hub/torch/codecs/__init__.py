@@ -8,6 +8,7 @@ from peftjax.hub.torch.codec import Codec
 from peftjax.hub.torch.codecs import (
     adalora,
     c3a,
+    delora,
     fourierft,
     glora,
     hira,
@@ -31,6 +32,7 @@ CODECS: dict[type[Method], Codec | str] = {
     methods.LoKr: lokr.CODEC,
     methods.LoHa: loha.CODEC,
     methods.MiSS: miss.CODEC,
+    methods.DeLoRA: delora.CODEC,
     methods.HiRA: hira.CODEC,
     methods.FourierFT: fourierft.CODEC,
     methods.C3A: c3a.CODEC,
