@@ -53,6 +53,7 @@ METHODS: dict[str, pj.Method] = {
     "hra": pj.HRA(rank=8),
     "composition": pj.Composition(modules=3, rank=8),
     "oft": pj.OFT(block=8),
+    "boft": pj.BOFT(block=8, factors=2),
     "ia3": pj.IA3(),
     "ssf": pj.SSF(),
     "full": pj.Full(),

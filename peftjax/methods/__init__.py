@@ -2,6 +2,7 @@
 
 from peftjax.core.method import Method
 from peftjax.methods.adalora import AdaLoRA
+from peftjax.methods.boft import BOFT
 from peftjax.methods.c3a import C3A
 from peftjax.methods.composition import Composition
 from peftjax.methods.delora import DeLoRA
@@ -51,6 +52,7 @@ __all__ = [
     "HRA",
     "Composition",
     "OFT",
+    "BOFT",
     "IA3",
     "SSF",
     "Full",

@@ -7,6 +7,7 @@ from peftjax.core.method import Method
 from peftjax.hub.torch.codec import Codec
 from peftjax.hub.torch.codecs import (
     adalora,
+    boft,
     c3a,
     delora,
     fourierft,
@@ -48,6 +49,7 @@ CODECS: dict[type[Method], Codec | str] = {
     methods.Composition: "it has no weighted average of modules in one file; "
     "peftjax.convert.combine makes one LoRA of them",
     methods.OFT: oft.CODEC,
+    methods.BOFT: boft.CODEC,
     methods.IA3: ia3.CODEC,
     methods.SSF: "it has no scale and shift of a layer's output",
     methods.Full: "it saves whole modules and biases instead, beside another method",
