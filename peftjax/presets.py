@@ -17,7 +17,7 @@
 | LoRAXS | q, v, outputs* | q, v, both outputs | every linear |
 | PiSSA, OLoRA, MiSS | every linear* | every linear* | every linear |
 | HiRA, SHiRA | q, k, v, MLP* | q, k, v, MLP* | q, k, v, up, down |
-| BOFT | every linear* | every linear | every linear |
+| BOFT, RoAd | every linear* | every linear | every linear |
 | LoHa, DeLoRA, C3A | every linear* | every linear* | every linear* |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
@@ -69,6 +69,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.HRA: {"": _EVERY, "llama": _LORA},
     methods.OFT: {"": _EVERY, "llama": _LORA},
     methods.BOFT: {"": _EVERY},
+    methods.RoAd: {"": _EVERY},
     methods.IA3: {"": ("key", "value", "down")},
     methods.SSF: {"": _EVERY, "vit": (*_EVERY, "patches")},
 }

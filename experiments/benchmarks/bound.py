@@ -54,6 +54,7 @@ METHODS: dict[str, pj.Method] = {
     "composition": pj.Composition(modules=3, rank=8),
     "oft": pj.OFT(block=8),
     "boft": pj.BOFT(block=8, factors=2),
+    "road": pj.RoAd(),
     "ia3": pj.IA3(),
     "ssf": pj.SSF(),
     "full": pj.Full(),

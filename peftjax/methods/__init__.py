@@ -24,6 +24,7 @@ from peftjax.methods.miss import MiSS
 from peftjax.methods.oft import OFT
 from peftjax.methods.olora import OLoRA
 from peftjax.methods.pissa import PiSSA
+from peftjax.methods.road import RoAd
 from peftjax.methods.shira import SHiRA
 from peftjax.methods.ssf import SSF
 from peftjax.methods.vera import VeRA
@@ -53,6 +54,7 @@ __all__ = [
     "Composition",
     "OFT",
     "BOFT",
+    "RoAd",
     "IA3",
     "SSF",
     "Full",

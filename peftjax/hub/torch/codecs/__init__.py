@@ -20,6 +20,7 @@ from peftjax.hub.torch.codecs import (
     lora,
     miss,
     oft,
+    road,
     shira,
     vera,
 )
@@ -50,6 +51,7 @@ CODECS: dict[type[Method], Codec | str] = {
     "peftjax.convert.combine makes one LoRA of them",
     methods.OFT: oft.CODEC,
     methods.BOFT: boft.CODEC,
+    methods.RoAd: road.CODEC,
     methods.IA3: ia3.CODEC,
     methods.SSF: "it has no scale and shift of a layer's output",
     methods.Full: "it saves whole modules and biases instead, beside another method",
