@@ -15,7 +15,7 @@
 | VeRA | q, v* | q, v | q, v* |
 | FourierFT | q, v | q, v | q, v |
 | LoRAXS | q, v, outputs* | q, v, both outputs | every linear |
-| PiSSA, OLoRA, MiSS | every linear* | every linear* | every linear |
+| PiSSA, OLoRA, MiSS, GraLoRA | every linear* | every linear* | every linear |
 | HiRA, SHiRA | q, k, v, MLP* | q, k, v, MLP* | q, k, v, up, down |
 | BOFT, RoAd | every linear* | every linear | every linear |
 | LoHa, DeLoRA, C3A | every linear* | every linear* | every linear* |
@@ -56,6 +56,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.MiSS: {"": _EVERY},
     methods.DeLoRA: {"": _EVERY},
     methods.HiRA: {"": ("query", "key", "value", "up", "down")},
+    methods.GraLoRA: {"": _EVERY},
     methods.FourierFT: {"": _LORA},
     methods.C3A: {"": _EVERY},
     methods.SHiRA: {"": ("query", "key", "value", "up", "down")},

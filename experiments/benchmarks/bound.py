@@ -41,6 +41,7 @@ METHODS: dict[str, pj.Method] = {
     "adalora": pj.AdaLoRA(rank=8, alpha=16.0, target_rank=4),
     "lokr": pj.LoKr(rank=8, alpha=16.0),
     "hira": pj.HiRA(rank=8),
+    "gralora": pj.GraLoRA(rank=8, alpha=16.0),
     "miss": pj.MiSS(rank=8),
     "delora": pj.DeLoRA(rank=8, alpha=16.0),
     "fourierft": pj.FourierFT(frequencies=1000),

@@ -11,6 +11,7 @@ from peftjax.methods.fourierft import FourierFT
 from peftjax.methods.full import Full
 from peftjax.methods.glora import GLoRA
 from peftjax.methods.glora_supernet import GLoRASupernet
+from peftjax.methods.gralora import GraLoRA
 from peftjax.methods.hira import HiRA
 from peftjax.methods.hra import HRA
 from peftjax.methods.hydra import Hydra
@@ -41,6 +42,7 @@ __all__ = [
     "MiSS",
     "DeLoRA",
     "HiRA",
+    "GraLoRA",
     "FourierFT",
     "C3A",
     "SHiRA",
