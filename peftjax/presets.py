@@ -18,7 +18,7 @@
 | PiSSA, OLoRA, MiSS, GraLoRA | every linear* | every linear* | every linear |
 | HiRA, SHiRA | q, k, v, MLP* | q, k, v, MLP* | q, k, v, up, down |
 | BOFT, RoAd | every linear* | every linear | every linear |
-| LoHa, DeLoRA, C3A | every linear* | every linear* | every linear* |
+| LoHa, DeLoRA, RandLoRA, C3A | every linear* | every linear* | every linear* |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
@@ -62,6 +62,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.SHiRA: {"": ("query", "key", "value", "up", "down")},
     methods.LoRAXS: {"": ("query", "value", "output", "down"), "llama": _EVERY},
     methods.VeRA: {"": _LORA},
+    methods.RandLoRA: {"": _EVERY},
     methods.Composition: {"": _LORA},
     methods.Hydra: {"": ("down",), "vit": ("output", "down")},
     methods.HydraLoRA: {"": ("gate", "up", "down")},

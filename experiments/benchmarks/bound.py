@@ -37,6 +37,7 @@ METHODS: dict[str, pj.Method] = {
     "olora": pj.OLoRA(rank=8, alpha=16.0),
     "loraxs": pj.LoRAXS(rank=8, alpha=16.0),
     "vera": pj.VeRA(rank=8, **LARGEST),
+    "randlora": pj.RandLoRA(rank=8, alpha=16.0, **LARGEST),
     "loha": pj.LoHa(rank=8, alpha=16.0),
     "adalora": pj.AdaLoRA(rank=8, alpha=16.0, target_rank=4),
     "lokr": pj.LoKr(rank=8, alpha=16.0),

@@ -25,6 +25,7 @@ from peftjax.methods.miss import MiSS
 from peftjax.methods.oft import OFT
 from peftjax.methods.olora import OLoRA
 from peftjax.methods.pissa import PiSSA
+from peftjax.methods.randlora import RandLoRA
 from peftjax.methods.road import RoAd
 from peftjax.methods.shira import SHiRA
 from peftjax.methods.ssf import SSF
@@ -48,6 +49,7 @@ __all__ = [
     "SHiRA",
     "LoRAXS",
     "VeRA",
+    "RandLoRA",
     "Hydra",
     "HydraLoRA",
     "GLoRA",

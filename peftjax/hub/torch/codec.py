@@ -87,6 +87,7 @@ class Codec(NamedTuple):
             them, where the file holds them in another form.
         pack: the inverse, of the settings of `write` and arrays.
         shared: the arrays that all layers share, as `tensors`; they have no module.
+        copied: every module holds a copy of them beside its own.
         fresh: names of frozen arrays that no file holds: those of a fresh adapter on
             the frozen weight.
     """
@@ -101,6 +102,7 @@ class Codec(NamedTuple):
     unpack: Callable[[Config, Any], tuple[Config, Any]] = lambda *both: both
     pack: Callable[[Any, Any], tuple[Any, Any]] = lambda *both: both
     shared: Callable[[Any, Layer], dict[str, Tensor]] = lambda *_: {}
+    copied: bool = False
     fresh: tuple[str, ...] = ()
 
 

@@ -177,6 +177,8 @@ class _Reading:
             for name, one in codec.shared(method, leaf.layer).items():
                 if name not in self.shared:
                     self.shared[name] = self._ours(SHARED, one, leaf.layer)
+                if codec.copied:
+                    self._check_copy(start, one, leaf.layer, self.shared[name])
         return found
 
     def _ours(self, start: str, one: Lying, layer: Layer) -> np.ndarray:
@@ -189,6 +191,15 @@ class _Reading:
                 f"found {value.min()} to {value.max()}"
             )
         return one.to_ours(value, layer)
+
+    def _check_copy(
+        self, start: str, one: Lying, layer: Layer, shared: np.ndarray
+    ) -> None:
+        if not np.array_equal(self._ours(start, one, layer), shared):
+            raise AdapterFileError(
+                f"{start}{one.suffix}: expected the numbers of {SHARED}{one.suffix}, "
+                "which all modules share, found others"
+            )
 
     def _fresh(
         self, names: tuple[str, ...], method: Method, leaf: Leaf

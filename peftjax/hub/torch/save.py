@@ -111,6 +111,9 @@ def _translate(
             for name, one in codec.shared(site.method, leaf.layer).items():
                 value = np.asarray(adapters[""][name])
                 shared[SHARED + one.suffix] = one.to_torch(value, leaf.layer)
+                if codec.copied:
+                    copy = shared[SHARED + one.suffix]
+                    tensors[f"{leaf.module}.{one.suffix}"] = copy
     settings, tensors = codec.pack(settings, tensors)
     fields, more = describe_full(full, modules, {*methods}, codec.peft_type)
     config = {

@@ -285,6 +285,13 @@ def test_repeated_weights_of_the_base_model_are_compared(copy):
     refused(copy, "pooler.dense.bias", model=(model, jax.eval_shape(lambda: variables)))
 
 
+def test_copies_of_what_all_modules_share_are_compared(tmp_path):
+    folder = shutil.copytree(READ / "bert" / "randlora", tmp_path / "copy")
+    name = "bert.encoder.layer.1.intermediate.dense.randlora_B"
+    edit_tensors(folder, lambda t: t[f"base_model.model.{name}"].__imul__(2))
+    refused(folder, name, "the numbers of base_model.randlora_B")
+
+
 def test_another_model_is_refused():
     refused(LORA, "target_modules", model=base(PEFT / "tiny_llama" / "lora"))
     headless = load(PEFT / "tiny_bert" / "base", head="none")

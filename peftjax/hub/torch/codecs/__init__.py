@@ -21,6 +21,7 @@ from peftjax.hub.torch.codecs import (
     lora,
     miss,
     oft,
+    randlora,
     road,
     shira,
     vera,
@@ -44,6 +45,7 @@ CODECS: dict[type[Method], Codec | str] = {
     methods.LoRAXS: "it has no trained matrix between A and B; "
     "peftjax.to_lora makes a LoRA of it",
     methods.VeRA: vera.CODEC,
+    methods.RandLoRA: randlora.CODEC,
     methods.Hydra: "it has no branch that reads a layer's output",
     methods.HydraLoRA: "it has no router over heads that share one A",
     methods.GLoRA: glora.CODEC,
