@@ -116,8 +116,9 @@ def load(
         draw: as in `Pictures.rows`.
 
     Raises:
-        As `read`; FolderError too where there are too few images to split, or fewer of
-        a class than shots.
+        DataError: as `read`.
+        FolderError: too, where there are too few images to split, or fewer of a class
+            than shots.
     """
     found, name = read(path, size), storage.path(path).name
     try:

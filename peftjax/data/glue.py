@@ -154,7 +154,8 @@ def tokenised(
         download: let TFDS fetch what is absent.
 
     Raises:
-        As `load` and `tokenizer.load_tokenizer` do.
+        ValueError: as `load` and `tokenizer.load_tokenizer`.
+        MissingData: as `load`.
     """
     opened = _open(task, split, data_dir, download)
     tokens = tokenizer.load_tokenizer(model)

@@ -86,7 +86,11 @@ class GLoRA(Method):
 
     Attributes:
         rank: r, or three ranks, of A, B and C.
-        a, b, c, d, e: the form of each support.
+        a: the form of A, and so on.
+        b: of B.
+        c: of C.
+        d: of D.
+        e: of E.
 
     Departures:
         semantics: `"elementwise"` (released code) or `"matrix"`.

@@ -1,0 +1,1 @@
+"""The site: pages, and the scripts that make the pages which are not written."""
