@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "peftjax.methods": ("core",),
     "peftjax.models": ("storage", "parallel", "data"),
     "peftjax.convert": ("core", "methods"),
+    "peftjax.diffusion": ("models", "storage"),
     "peftjax.quantised": ("core",),
     "peftjax.search": ("core", "methods"),
     "peftjax.presets": ("core", "methods", "models"),
