@@ -23,9 +23,12 @@ from peftjax.models.lm_loss import lm_loss
 from peftjax.models.loading import load
 from peftjax.models.rope import Rope
 from peftjax.models.saving import save
+from peftjax.models.unet import UNet2DConditionModel, UNetConfig
+from peftjax.models.vae import AutoencoderKL, VaeConfig
 from peftjax.models.vit import ViT, resize_pos_embed, vit
 
 __all__ = [
+    "AutoencoderKL",
     "Bert",
     "BertConfig",
     "Cache",
@@ -45,6 +48,9 @@ __all__ = [
     "Llama",
     "LlamaConfig",
     "Rope",
+    "UNet2DConditionModel",
+    "UNetConfig",
+    "VaeConfig",
     "ViT",
     "class_embeddings",
     "family_of",

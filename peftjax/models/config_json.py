@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from peftjax.models.activations import activation
 from peftjax.models.files import CheckpointError
 
@@ -86,3 +88,23 @@ def filled(defaults: T, config: Json, *, skip: Collection[str] = ()) -> T:
             value = number(config, name, 0.0 if default is None else default)
         values[name] = value
     return dataclasses.replace(defaults, **values)
+
+
+def converted(kind: type[T], config: Json, only: Json) -> T:
+    """Return a dataclass of what `config.json` says of its fields, by their types.
+
+    Args:
+        kind: the dataclass.
+        config: what the file says.
+        only: of what is no field, what the model here computes.
+
+    Raises:
+        CheckpointError: a value does not fit, or asks for what is not computed here.
+    """
+    for name, value in only.items():
+        if config.get(name, value) != value:
+            raise wrong(name, f"{value!r}, all that the model here computes", config)
+    try:
+        return msgspec.convert(config, kind)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"config.json: {error}") from error

@@ -18,9 +18,11 @@ from peftjax.models.dinov2.family import DINOV2
 from peftjax.models.family import Checkpoint, Family, Head
 from peftjax.models.files import CheckpointError, Tensor
 from peftjax.models.llama.family import LLAMA
+from peftjax.models.unet.family import UNET
+from peftjax.models.vae.family import VAE
 from peftjax.models.vit.family import VIT
 
-FAMILIES: tuple[Family, ...] = (BERT, DEBERTA, CLIP, LLAMA, VIT, DINOV2)
+FAMILIES: tuple[Family, ...] = (BERT, DEBERTA, CLIP, LLAMA, VIT, DINOV2, UNET, VAE)
 
 
 def family_of(model: Any) -> Family:
@@ -56,18 +58,20 @@ def recognise(config: Json, tensors: Mapping[str, Tensor]) -> tuple[Family, Chec
         if any(re.fullmatch(kind.mark, name) for name in tensors)
     ]
     look = " or ".join(kind.name for _, kind in seen) or "none of these"
-    named = config.get("model_type")
+    # Of diffusers' files the class is named.
+    key = "_class_name" if "_class_name" in config else "model_type"
+    named = config.get(key)
     for family, kind in seen:
         if kind.name == named or (named is None and kind.layout != "hf"):
             return family, kind
     if named is None:
         raise CheckpointError(
-            "expected a config.json with model_type beside the weights, found "
-            f"{'one without' if config else 'none'}; the tensors look like {look}"
+            "expected a config.json with model_type or _class_name beside the weights, "
+            f"found {'one without' if config else 'none'}; the tensors look like {look}"
         )
     names = ", ".join(kind.name for _, kind in known)
     raise CheckpointError(
-        f"config.json: model_type {named!r}, tensors that look like {look}; expected "
+        f"config.json: {key} {named!r}, tensors that look like {look}; expected "
         f"both to be of one family of {names}"
     )
 

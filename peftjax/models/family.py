@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.models.config_json import Json
+from peftjax.models.files import STEMS
 from peftjax.models.names import Layout, Named, Source
 
 Head = int | Literal["none", "regression", "lm"] | None
@@ -35,7 +36,7 @@ class Checkpoint:
     """A kind of checkpoint of a family. Patterns match whole names.
 
     Attributes:
-        name: its `model_type`, or what people call it.
+        name: its `model_type`, what `diffusers` calls its class, or people call it.
         mark: a tensor by which it is known.
         build: the headless model from `config.json` and the tensors' shapes.
         head: the tensor whose outputs are the classes, and the axis of these.
@@ -49,6 +50,7 @@ class Checkpoint:
         other_head: the head of a file that has no tensor `head`, by `config.json` and
             the tensors' names.
         refused: tensors of a head that the model here cannot have, and why.
+        stem: how the names of its weight files begin, one of `files.STEMS`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Checkpoint:
     architecture: str = ""
     other_head: Callable[[Json, Collection[str]], Head] = lambda config, names: None
     refused: Mapping[str, str] = field(default_factory=dict)
+    stem: str = STEMS[0]
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Placements:
     stack: str = "layers"
     patches: str | None = None
     head: str = "classifier"
-    like: Literal["encoder", "llama", "vit"] = "encoder"
+    like: Literal["encoder", "llama", "vit", "unet"] = "encoder"
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from peftjax import storage
 
 PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".msgpack", ".h5")
 SUFFIXES = (".safetensors", ".npz", ".gguf")
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "model.safetensors"
+# How the names of weight files begin: those of `transformers`, and of `diffusers`.
+STEMS = ("model", "diffusion_pytorch_model")
+WHOLE = tuple(f"{stem}.safetensors" for stem in STEMS)
+INDICES = tuple(f"{name}.index.json" for name in WHOLE)
 _LARGEST_JSON = 2**26
 _CHUNK = 2**16  # entries, which fit a processor's cache
 
@@ -123,27 +125,28 @@ def find_weights(path: Path) -> Path:
         CheckpointError: there is none, there are several, or only a pickle file.
     """
     if path.is_dir():
-        found = [path / name for name in (WEIGHTS, INDEX) if (path / name).is_file()]
+        known = (*WHOLE, *INDICES)
+        found = [path / name for name in known if (path / name).is_file()]
         for suffix in SUFFIXES:
             found = found or sorted(path.glob(f"*{suffix}"))
         if not found:
             for other in sorted(path.iterdir()):
                 _refuse_pickle(other)
             raise CheckpointError(
-                f"{path}: expected {WEIGHTS}, {INDEX}, one .npz or one .gguf file, "
-                "found none"
+                f"{path}: expected {WHOLE[0]}, {INDICES[0]}, one .npz or one .gguf "
+                "file, found none"
             )
-        if len(found) > 1 and found[0].name not in (INDEX, WEIGHTS):
+        if len(found) > 1 and found[0].name not in known:
             names = ", ".join(file.name for file in found)
             raise CheckpointError(
                 f"{path}: expected one weight file, found {names}; give the path of "
-                f"one, or add {INDEX} if they are shards"
+                f"one, or add {INDICES[0]} if they are shards"
             )
         return found[0]
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file or folder")
     _refuse_pickle(path)
-    if path.suffix not in SUFFIXES and path.name != INDEX:
+    if path.suffix not in SUFFIXES and path.name not in INDICES:
         raise CheckpointError(f"{path}: expected a .safetensors, .npz or .gguf file")
     return path
 

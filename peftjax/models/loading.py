@@ -34,6 +34,12 @@ from peftjax.models.leaves import Index, Leaf, Read, initial, plan_leaves
 from peftjax.models.names import Source
 
 logger = logging.getLogger(__name__)
+_OLD_ATTENTION = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
 
 
 def load(
@@ -123,7 +129,12 @@ def _resolve(path_or_name: str | os.PathLike[str]) -> Path:
 
 
 def _modern(name: str) -> str:
-    """Return the present name of a tensor: the first BERT files have TensorFlow's."""
+    """Return the present name of a tensor.
+
+    The first BERT files have TensorFlow's, the first autoencoders names of their own.
+    """
+    if old := re.fullmatch(r"(.*mid_block\.attentions\.0\.)(\w+)(\.\w+)", name):
+        return old[1] + _OLD_ATTENTION.get(old[2], old[2]) + old[3]
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
 

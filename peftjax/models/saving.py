@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from peftjax import storage
 from peftjax.models.families import family_of
 from peftjax.models.family import Family, Model
-from peftjax.models.files import INDEX, WEIGHTS, read_json
+from peftjax.models.files import read_json
 from peftjax.models.leaves import initial, unrolled
 from peftjax.storage import replacing_folder, write_json
 
@@ -71,7 +71,7 @@ def save(
     if source is not None:
         config = _with_labels(read_json(storage.path(source) / "config.json"), config)
     with replacing_folder(path) as folder:
-        _write(folder, pieces, params, shard_bytes)
+        _write(folder, family.kind(model).stem, pieces, params, shard_bytes)
         write_json(folder / "config.json", config)
         if source is not None:
             _copy_companions(storage.path(source), folder)
@@ -138,6 +138,8 @@ def _config(
     head = family.head(model)
     task = {None: "Model", "lm": "ForCausalLM"}.get(head, family.heads.task)
     config = family.write_config(model, channels)
+    if "_class_name" in config:  # diffusers' files name no architecture
+        return config
     config["architectures"] = [family.kind(model).architecture + task]
     outputs = 1 if head == "regression" else head
     if isinstance(outputs, int):
@@ -160,6 +162,7 @@ def _with_labels(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
 
 def _write(
     folder: Path,
+    stem: str,
     pieces: Mapping[str, _Piece],
     params: Mapping[str, Any],
     shard_bytes: int,
@@ -179,11 +182,12 @@ def _write(
         filled += sizes[name]
     index = {}
     for i, names in enumerate(groups, 1):
-        file = f"model-{i:05}-of-{len(groups):05}.safetensors"
-        file = WEIGHTS if len(groups) == 1 else file
+        part = "" if len(groups) == 1 else f"-{i:05}-of-{len(groups):05}"
+        file = f"{stem}{part}.safetensors"
         index.update(dict.fromkeys(names, file))
         shard = {name: pieces[name].value(params) for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
     if len(groups) > 1:
         total = {"total_size": sum(sizes.values())}
-        write_json(folder / INDEX, {"metadata": total, "weight_map": index})
+        index_file = folder / f"{stem}.safetensors.index.json"
+        write_json(index_file, {"metadata": total, "weight_map": index})
