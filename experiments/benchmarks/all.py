@@ -3,7 +3,7 @@
 `python -m experiments.benchmarks.all --peer PYTHON`
 
 `--only NAME` repeats one and keeps what the file says of the others. `--peer` names a
-Python with torch and the torch library of adapters, for `step_time`. The result is
+Python with torch, `transformers` and the torch library of adapters. The result is
 `results/benchmarks_PLATFORM.json`: of each benchmark its figures, the machine and the
 versions. A benchmark that fails leaves its old figures, and the command ends with 1.
 """
@@ -23,7 +23,14 @@ from experiments import cli
 from experiments.benchmarks import readme
 from peftjax import storage
 
-BENCHMARKS = ("step_time", "merge_time", "bank_time", "data_throughput", "load_memory")
+BESIDE_TORCH = ("step_time", "llm_time")
+BENCHMARKS = (
+    *BESIDE_TORCH,
+    "merge_time",
+    "bank_time",
+    "data_throughput",
+    "load_memory",
+)
 
 
 @cli.command
@@ -32,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(__doc__, config=False)
     every = {"action": "append", "help": "one or more; by default all"}
     parser.flag("--only", choices=BENCHMARKS, **every)
-    parser.flag("--peer", help="a Python with torch and peft, for step_time")
+    parser.flag("--peer", help="a Python with torch, transformers and peft")
     parser.flag("--out", type=Path, help="JSON; by default results/benchmarks_*.json")
     options = parser.read(argv)
     default = readme.RESULTS / f"benchmarks_{jax.default_backend()}.json"
@@ -41,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed = []
     for name in options.only or BENCHMARKS:
         print(f"== {name}", flush=True)
-        peer = ["--peer", options.peer] if options.peer and name == "step_time" else []
+        beside = options.peer and name in BESIDE_TORCH
+        peer = ["--peer", options.peer] if beside else []
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "result.json")
             module = f"experiments.benchmarks.{name}"

@@ -15,11 +15,9 @@ accelerator by `torch.compile`.
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -31,6 +29,7 @@ from rich.table import Table
 
 import peftjax as pj
 from experiments import cli
+from experiments.benchmarks.peer import peer
 from experiments.measure import adapted, analysis, bound, interleave, ratio
 from experiments.records import circumstances, plain
 from experiments.tasks import digits
@@ -112,36 +111,6 @@ def _moved(adapters: Any) -> Any:
     )
 
 
-@contextmanager
-def peer(python: str, methods: list[str]) -> Iterator[dict[str, Call]]:
-    """Start the torch process and yield a call for its bound and each method."""
-    script = Path(__file__).with_name("peer_torch.py")
-    given = circumstances()["hardware"]["cores"], SIZE, *shapes()
-    process = subprocess.Popen(
-        [python, str(script), *map(str, given), *methods],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # Threads that spin while they wait would slow the other process down.
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": ""},
-    )
-    assert process.stdin is not None and process.stdout is not None
-    stdin, stdout = process.stdin, process.stdout
-
-    def step(name: str) -> None:
-        stdin.write(f"{name}\n")
-        stdin.flush()
-        if stdout.readline().strip() != name:
-            raise RuntimeError(f"{python} {script} stopped; its error is above")
-
-    names = ["bound", *(name for name in methods if name in PEER_METHODS)]
-    try:
-        yield {f"torch {name}": functools.partial(step, name) for name in names}
-    finally:
-        stdin.close()
-        process.wait()
-
-
 def measure(
     layout: dict[str, bool], methods: list[str], rounds: int, torch: dict[str, Call]
 ) -> dict[str, dict[str, float]]:
@@ -180,9 +149,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _options(argv)
     methods, results = options.methods or list(METHODS), {}
     with ExitStack() as stack:
-        others = (
-            stack.enter_context(peer(options.peer, methods)) if options.peer else {}
-        )
+        others: dict[str, Call] = {}
+        if options.peer:
+            names = ["bound", *(name for name in methods if name in PEER_METHODS)]
+            given = circumstances()["hardware"]["cores"], SIZE, *shapes(), *methods
+            other = peer(options.peer, "peer_torch.py", *given)
+            step = stack.enter_context(other)
+            others = {f"torch {name}": functools.partial(step, name) for name in names}
         for name in options.layout or list(LAYOUTS):
             torch = others if name == "unrolled" else {}
             results[name] = measure(LAYOUTS[name], methods, options.rounds, torch)
