@@ -2,8 +2,8 @@
 
 `python -m experiments.benchmarks.llm_time --peer PYTHON`
 
-SmolLM2-135M on random weights, in float32. A training step is the loss of 512 tokens and
-its gradient with respect to a LoRA of rank 8 on every linear layer, without the
+SmolLM2-135M on random weights, in float32. A training step is the loss of 512 tokens
+and its gradient with respect to a LoRA of rank 8 on every linear layer, without the
 optimizer; generation is 32 greedy tokens after 64, of the base, with a cache.
 `--peer` names a Python with torch, the torch library of adapters and `transformers`
 (`pip install torch peft transformers`), which takes turns with this one.
