@@ -19,6 +19,7 @@
 | HiRA, SHiRA | q, k, v, MLP* | q, k, v, MLP* | q, k, v, up, down |
 | BOFT, RoAd | every linear* | every linear | every linear |
 | LoHa, DeLoRA, RandLoRA, C3A | every linear* | every linear* | every linear* |
+| FacT | every linear | every linear* | every linear* |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
@@ -60,6 +61,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.FourierFT: {"": _LORA},
     methods.C3A: {"": _EVERY},
     methods.SHiRA: {"": ("query", "key", "value", "up", "down")},
+    methods.FacT: {"": _EVERY},
     methods.LoRAXS: {"": ("query", "value", "output", "down"), "llama": _EVERY},
     methods.VeRA: {"": _LORA},
     methods.RandLoRA: {"": _EVERY},

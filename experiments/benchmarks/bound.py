@@ -45,6 +45,8 @@ METHODS: dict[str, pj.Method] = {
     "gralora": pj.GraLoRA(rank=8, alpha=16.0),
     "miss": pj.MiSS(rank=8),
     "delora": pj.DeLoRA(rank=8, alpha=16.0),
+    "fact_tt": pj.FacT(rank=8, width=768),
+    "fact_tk": pj.FacT(rank=8, width=768, form="tk"),
     "fourierft": pj.FourierFT(frequencies=1000),
     "c3a": pj.C3A(block=64),
     "shira": pj.SHiRA(rank=8),

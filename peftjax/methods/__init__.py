@@ -7,6 +7,7 @@ from peftjax.methods.c3a import C3A
 from peftjax.methods.composition import Composition
 from peftjax.methods.delora import DeLoRA
 from peftjax.methods.dora import DoRA
+from peftjax.methods.fact import FacT
 from peftjax.methods.fourierft import FourierFT
 from peftjax.methods.full import Full
 from peftjax.methods.glora import GLoRA
@@ -47,6 +48,7 @@ __all__ = [
     "FourierFT",
     "C3A",
     "SHiRA",
+    "FacT",
     "LoRAXS",
     "VeRA",
     "RandLoRA",

@@ -42,6 +42,7 @@ CODECS: dict[type[Method], Codec | str] = {
     methods.FourierFT: fourierft.CODEC,
     methods.C3A: c3a.CODEC,
     methods.SHiRA: shira.CODEC,
+    methods.FacT: "it has no factors that layers share and train",
     methods.LoRAXS: "it has no trained matrix between A and B; "
     "peftjax.to_lora makes a LoRA of it",
     methods.VeRA: vera.CODEC,
