@@ -20,6 +20,7 @@
 | BOFT, RoAd | every linear* | every linear | every linear |
 | LoHa, DeLoRA, RandLoRA, C3A | every linear* | every linear* | every linear* |
 | FacT | every linear | every linear* | every linear* |
+| RepAdapter | q, k, v; first MLP layer | the same* | the same, and the gate* |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
@@ -62,6 +63,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.C3A: {"": _EVERY},
     methods.SHiRA: {"": ("query", "key", "value", "up", "down")},
     methods.FacT: {"": _EVERY},
+    methods.RepAdapter: {"": ("query", "key", "value", "gate", "up")},
     methods.LoRAXS: {"": ("query", "value", "output", "down"), "llama": _EVERY},
     methods.VeRA: {"": _LORA},
     methods.RandLoRA: {"": _EVERY},

@@ -50,6 +50,7 @@ METHODS: dict[str, pj.Method] = {
     "fourierft": pj.FourierFT(frequencies=1000),
     "c3a": pj.C3A(block=64),
     "shira": pj.SHiRA(rank=8),
+    "repadapter": pj.RepAdapter(rank=8),
     "hydra": pj.Hydra(rank=8),
     "hydralora": pj.HydraLoRA(rank=8, alpha=16.0),
     "glora": pj.GLoRA(rank=8),

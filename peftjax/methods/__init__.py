@@ -27,6 +27,7 @@ from peftjax.methods.oft import OFT
 from peftjax.methods.olora import OLoRA
 from peftjax.methods.pissa import PiSSA
 from peftjax.methods.randlora import RandLoRA
+from peftjax.methods.repadapter import RepAdapter
 from peftjax.methods.road import RoAd
 from peftjax.methods.shira import SHiRA
 from peftjax.methods.ssf import SSF
@@ -49,6 +50,7 @@ __all__ = [
     "C3A",
     "SHiRA",
     "FacT",
+    "RepAdapter",
     "LoRAXS",
     "VeRA",
     "RandLoRA",

@@ -43,6 +43,8 @@ CODECS: dict[type[Method], Codec | str] = {
     methods.C3A: c3a.CODEC,
     methods.SHiRA: shira.CODEC,
     methods.FacT: "it has no factors that layers share and train",
+    methods.RepAdapter: "it has no linear adapter in front of a layer; "
+    "peftjax.to_lora makes a LoRA of it",
     methods.LoRAXS: "it has no trained matrix between A and B; "
     "peftjax.to_lora makes a LoRA of it",
     methods.VeRA: vera.CODEC,
