@@ -6,8 +6,8 @@ from typing import Any
 
 import peftjax as pj
 
-ROOMS = ("convert", "data", "evaluation", "hub", "models", "parallel", "presets")
-ROOMS += ("quantised", "search", "testing", "training")
+ROOMS = ("convert", "data", "diffusion", "evaluation", "hub", "models", "parallel")
+ROOMS += ("presets", "quantised", "search", "testing", "training")
 BLOCK = "::: {name}\n    options:\n      heading_level: {level}\n"
 
 

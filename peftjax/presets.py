@@ -26,6 +26,10 @@ A star marks a placement of ours where the paper or its code has none. A ViT who
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
 then not that of papers that adapt q and v alone. SSF is not put after LayerNorm here.
 Of a CLIP the image tower is adapted, by Hydra in the second MLP layer alone.
+
+In a U-Net HRA adapts queries, keys, values and outputs of every attention, to itself
+and to the text, as its paper does; so do OFT and LoRA, which it compares itself with.
+Every other method is placed there as in a BERT, a choice of ours.
 """
 
 from __future__ import annotations
@@ -46,9 +50,10 @@ Baseline = Literal["full", "linear", "bitfit"]
 
 _EVERY = ("query", "key", "value", "output", "gate", "up", "down")
 _LORA = ("query", "value")
+_ATTENTION = ("query", "key", "value", "output")
 # Method -> the parts, by `Placements.like` where they differ ("" for the others).
 _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
-    methods.LoRA: {"": _LORA},
+    methods.LoRA: {"": _LORA, "unet": _ATTENTION},
     methods.DoRA: {"": _LORA},
     methods.AdaLoRA: {"": _EVERY},
     methods.PiSSA: {"": _EVERY},
@@ -72,8 +77,8 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.HydraLoRA: {"": ("gate", "up", "down")},
     methods.GLoRA: {"": _EVERY, "llama": _LORA},
     methods.GLoRASupernet: {"": _EVERY, "llama": _LORA},
-    methods.HRA: {"": _EVERY, "llama": _LORA},
-    methods.OFT: {"": _EVERY, "llama": _LORA},
+    methods.HRA: {"": _EVERY, "llama": _LORA, "unet": _ATTENTION},
+    methods.OFT: {"": _EVERY, "llama": _LORA, "unet": _ATTENTION},
     methods.BOFT: {"": _EVERY},
     methods.RoAd: {"": _EVERY},
     methods.IA3: {"": ("key", "value", "down")},
@@ -99,21 +104,26 @@ def rules(
             `"output"`, `"gate"`, `"up"`, `"down"`, `"patches"`; a method of your own
             needs them.
         head: train the task head too; by default where the family's models have one
-            (not for a language model). HRA's released code does not.
+            (not for a language model or a U-Net). HRA's released code does not.
 
     Returns:
         Regular expression to method, for `adapt(rules=...)`.
 
     Raises:
-        ValueError: the family, the baseline or a part is not known, or the method has
-            no placement.
+        ValueError: the family, the baseline or a part is not known, the method has no
+            placement, or the models have no head to train.
 
     >>> list(rules("roberta", methods.LoRA(rank=8, alpha=16.0)))
     ['layers(_\\d+)?/(attention/query|attention/value)/kernel', 'classifier/.*']
     """
     record = _find(family)
     places = record.placements
-    head = "lm" not in record.heads.named if head is None else head
+    own = places.head is not None
+    head = own and "lm" not in record.heads.named if head is None else head
+    if head and not own:
+        raise ValueError(
+            f"presets: head: a {family} has none to train; give head=False"
+        )
     task: dict[str, Method] = {f"{places.head}/.*": Full()} if head else {}
     if isinstance(method, str):
         return _baseline(method, task)

@@ -96,14 +96,14 @@ class Placements:
             `"gate"`, `"up"`, `"down"`): its path in the layer.
         stack: the path of the layers, without number.
         patches: the path of what cuts images into patches, if it is to be adapted.
-        head: the path of the task head.
+        head: the path of the task head; None: there is none.
         like: for whose papers' choice of parts it counts.
     """
 
     parts: Mapping[str, str]
     stack: str = "layers"
     patches: str | None = None
-    head: str = "classifier"
+    head: str | None = "classifier"
     like: Literal["encoder", "llama", "vit", "unet"] = "encoder"
 
 

@@ -8,7 +8,17 @@ import pytest
 
 import peftjax as pj
 from peftjax.methods.composition import Composition
-from peftjax.models import Bert, BertConfig, Llama, LlamaConfig, ViT, vit
+from peftjax.models import (
+    Bert,
+    BertConfig,
+    Llama,
+    LlamaConfig,
+    UNet2DConditionModel,
+    UNetConfig,
+    ViT,
+    family_of,
+    vit,
+)
 from peftjax.presets import rules
 
 IDS = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -190,3 +200,36 @@ def test_methods_of_your_own():
 def test_unknown_names(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         rules(*arguments, **options)
+
+
+@pytest.mark.slow
+def test_attention_of_a_u_net_has_the_counts_of_the_paper():
+    # By hand for Stable Diffusion 1.5: five transformers of 320 features, five of 640
+    # and six of 1280, each attending to itself and to a text of 768. HRA has a number
+    # for each input feature, LoRA for each output feature as well: 0.70 M at rank 7
+    # and 0.80 M at rank 4.
+    widths = 5 * [320] + 5 * [640] + 6 * [1280]
+    inputs = sum(6 * n + 2 * 768 for n in widths)
+    model = UNet2DConditionModel(UNetConfig())
+    example = family_of(model).examples(model, 3)
+    variables = jax.eval_shape(model.init, jax.random.key(0), *example)
+    chosen = rules("unet", pj.HRA(rank=7, allow_non_identity=True))
+    peft = pj.adapt(model.apply, variables, *example, rules=chosen, strict=True)
+    assert len(peft.sites) == 16 * 8
+    assert trainable(peft) == 7 * inputs == 696_192
+    lora = pj.LoRA(rank=4, alpha=4.0)
+    (pattern,) = rules("unet", lora)
+    assert [pattern] == [*chosen]
+    count = sum(lora.count(site.layer()) for site in peft.sites)
+    assert count == 4 * (inputs + 8 * sum(widths)) == 797_184
+
+
+def test_a_u_net_has_no_head_to_train():
+    assert list(rules("unet", pj.HRA(rank=8))) == [
+        r".*/attentions_\d+/transformer_blocks(_\d+)?/"
+        r"(attn[12]/to_q|attn[12]/to_k|attn[12]/to_v|attn[12]/to_out)/kernel"
+    ]
+    with pytest.raises(ValueError, match="a unet has none to train"):
+        rules("unet", pj.HRA(rank=8), head=True)
+    with pytest.raises(ValueError, match="linear probing needs a head"):
+        rules("unet", "linear")

@@ -130,6 +130,7 @@ UNET = Family(
             "down": "ff/out",
         },
         stack=r".*/attentions_\d+/transformer_blocks",
+        head=None,
         like="unet",
     ),
     heads=Heads((), attribute=None, instead="it predicts noise"),

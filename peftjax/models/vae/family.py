@@ -71,6 +71,7 @@ VAE = Family(
             "output": "attention/to_out",
         },
         stack="(encoder|decoder)/mid_block/attentions",
+        head=None,
     ),
     heads=Heads((), attribute=None, instead="it rebuilds images"),
     depth=lambda model: model.config.layers_per_block,
