@@ -55,9 +55,31 @@ RANKS = pj.AdaLoRA(
     every=5,
     penalty_weight=0.01,
 )
-# In the table where `--methods` names them.
+# In the table where `--methods` names them, or says `all`.
 ON_REQUEST = {
     "adalora": (1e-2, ((LINEAR, RANKS), HEAD)),
+    "pissa": (1e-2, ((LINEAR, pj.PiSSA(rank=4, alpha=8.0)), HEAD)),
+    "olora": (1e-2, ((LINEAR, pj.OLoRA(rank=4, alpha=8.0)), HEAD)),
+    "loraxs": (1e-2, ((LINEAR, pj.LoRAXS(rank=16, alpha=32.0)), HEAD)),
+    "vera": (1e-2, ((LINEAR, pj.VeRA(rank=64, d_in=256, d_out=256)), HEAD)),
+    "randlora": (
+        1e-2,
+        ((LINEAR, pj.RandLoRA(rank=8, alpha=16.0, d_in=256, d_out=256)), HEAD),
+    ),
+    "loha": (1e-2, ((LINEAR, pj.LoHa(rank=4, alpha=8.0)), HEAD)),
+    "lokr": (1e-2, ((LINEAR, pj.LoKr(rank=4, alpha=8.0)), HEAD)),
+    "hira": (1e-2, ((LINEAR, pj.HiRA(rank=4)), HEAD)),
+    "gralora": (1e-2, ((LINEAR, pj.GraLoRA(rank=4, alpha=8.0)), HEAD)),
+    "miss": (1e-2, ((LINEAR, pj.MiSS(rank=4)), HEAD)),
+    "delora": (1e-2, ((LINEAR, pj.DeLoRA(rank=4, alpha=8.0)), HEAD)),
+    "fact_tt": (1e-2, ((LINEAR, pj.FacT(rank=8, width=64)), HEAD)),
+    "fact_tk": (1e-2, ((LINEAR, pj.FacT(rank=8, width=64, form="tk")), HEAD)),
+    "fourierft": (1e-2, ((LINEAR, pj.FourierFT(frequencies=200)), HEAD)),
+    "c3a": (1e-2, ((LINEAR, pj.C3A(block=16)), HEAD)),
+    "shira": (1e-2, ((LINEAR, pj.SHiRA(rank=4)), HEAD)),
+    "repadapter": (1e-2, ((LINEAR, pj.RepAdapter(rank=4)), HEAD)),
+    "boft": (1e-2, ((LINEAR, pj.BOFT(block=8, factors=2)), HEAD)),
+    "road": (1e-2, ((LINEAR, pj.RoAd()), HEAD)),
     "glora_search": METHODS["glora"],
 }
 SEARCH = {"limit": 12_000, "population": 20, "generations": 10}

@@ -74,7 +74,9 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.flag("--workdir", type=cli.folder, help="folder; by default runs/NAME")
     parser.flag(
-        "--methods", type=cli.names, help="a,b,...; by default the configuration's"
+        "--methods",
+        type=cli.names,
+        help="a,b,... or all; by default the configuration's",
     )
     parser.flag(
         "--tasks", type=cli.names, help="a,b,...; by default the configuration's"
@@ -97,10 +99,12 @@ def _per_device(options: argparse.Namespace, config: ConfigDict) -> bool:
 
 def _runs(config: ConfigDict, options: argparse.Namespace) -> list[ConfigDict]:
     """Return the configuration of each run."""
+    every = config.table.all_methods
     methods = options.methods or config.table.methods
+    methods = every if list(methods) == ["all"] else methods
     tasks = options.tasks or config.table.tasks
     for method in methods:
-        known(method, config.table.all_methods, "method")
+        known(method, every, "method")
     for task in tasks:
         known(task, config.table.all_tasks, "task")
     seeds = range(options.seeds) if options.seeds else config.table.seeds
