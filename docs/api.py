@@ -6,15 +6,20 @@ from typing import Any
 
 import peftjax as pj
 
-ROOMS = ("convert", "data", "diffusion", "evaluation", "hub", "models", "parallel")
-ROOMS += ("presets", "quantised", "search", "testing", "training")
+# What is no room of the face: the transform, and what the rooms share.
+INNER = {"core", "errors", "methods", "nnx", "storage"}
 BLOCK = "::: {name}\n    options:\n      heading_level: {level}\n"
+
+
+def rooms() -> list[str]:
+    """Return the rooms whose names are public; those of `methods` are the face's."""
+    return [one.name for one in iter_modules(pj.__path__) if one.name not in INNER]
 
 
 def public() -> dict[str, list[str]]:
     """Return the public names of each module, dotted; of a room or of its modules."""
     found = {"peftjax": [f"peftjax.{name}" for name in pj.__all__]}
-    for room in ROOMS:
+    for room in rooms():
         module = import_module(f"peftjax.{room}")
         for part in [module] if hasattr(module, "__all__") else modules(module):
             names = getattr(part, "__all__", None) or own(part)
@@ -41,13 +46,13 @@ def own(module: Any) -> list[str]:
 
 def nav() -> list[dict[str, str]]:
     """Return titles and addresses, as mkdocs takes them."""
-    return [{name: f"api/{name}.md"} for name in ("peftjax", *ROOMS)]
+    return [{name: f"api/{name}.md"} for name in ("peftjax", *rooms())]
 
 
 def pages() -> dict[str, str]:
     """Return the pages by their address."""
     lists = public()
-    return {f"api/{name}.md": _page(name, lists) for name in ("peftjax", *ROOMS)}
+    return {f"api/{name}.md": _page(name, lists) for name in ("peftjax", *rooms())}
 
 
 def _page(room: str, lists: dict[str, list[str]]) -> str:

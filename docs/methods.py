@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from docs.picture import picture
 from docs.tex import formulas, mathml
+from experiments.benchmarks.bound import METHODS
 from peftjax import methods
 from peftjax.core.method import Layer, Method
-from peftjax.hub.describe import restore
 
 ROOT = Path(__file__).parents[1]
 D_IN, D_OUT = 768, 3072
@@ -24,13 +24,18 @@ COSTS = ROOT / "results" / "methods_over_bound.json"
 
 
 @cache
-def costs() -> dict[str, Any]:
-    """Return what a step with each method takes over the bound, by class name."""
+def measured() -> dict[str, dict[str, float]]:
+    """Return what a step takes over the bound, by class name, where it was measured."""
     found = json.loads(COSTS.read_text("utf-8"))
     return {
-        described["name"]: {"method": restore(described), **found["over_bound"][name]}
+        described["name"]: found["over_bound"][name]
         for name, described in found["methods"].items()
     }
+
+
+def example(cls: type[Method]) -> Method:
+    """Return a method with the settings that are measured."""
+    return next(method for method in METHODS.values() if type(method) is cls)
 
 
 def nav() -> list[dict[str, Any]]:
@@ -58,10 +63,13 @@ def index() -> str:
         "|---|---|---:|---:|---:|",
     ]
     for cls in methods.ALL:
-        cost, trained = costs()[cls.__name__], count(costs()[cls.__name__]["method"])
+        cost = measured().get(cls.__name__)
+        over = [
+            f"{cost[of]:.2f}" if cost else "" for of in ("flops", "temporary_bytes")
+        ]
         rows.append(
-            f"| [{cls.__name__}]({cls.__name__}.md) | {adds(cls)} | {trained:,} | "
-            f"{cost['flops']:.2f} | {cost['temporary_bytes']:.2f} |"
+            f"| [{cls.__name__}]({cls.__name__}.md) | {adds(cls)} | "
+            f"{count(example(cls)):,} | {over[0]} | {over[1]} |"
         )
     return "\n".join(rows) + "\n"
 
@@ -114,10 +122,24 @@ def settings(method: Method) -> str:
     return f"pj.{type(method).__name__}({', '.join(given)})"
 
 
+def cost(name: str) -> str:
+    """Return a sentence about the cost of a training step."""
+    if name not in measured():
+        return "Not measured yet: `python -m experiments.benchmarks.bound` does it."
+    over = measured()[name]
+    return (
+        f"A training step takes {over['flops']:.2f} of the FLOPs and "
+        f"{over['temporary_bytes']:.2f} of the temporary memory of the bound, the "
+        "frozen model's forward and input gradient (XLA's own counts, "
+        "`results/methods_over_bound.json`; the method on every linear layer of one "
+        "ViT block of width 768, batch 8, 197 tokens)."
+    )
+
+
 def page(cls: type[Method]) -> str:
     """Return the page of one method."""
-    name, cost = cls.__name__, costs()[cls.__name__]
-    method, shapes = cost["method"], arrays(cost["method"])
+    name, method = cls.__name__, example(cls)
+    shapes = arrays(method)
     file, compared = tested(cls)
     math = "\n\n".join(mathml(formula) for formula in formulas(cls.__doc__))
     rows = [
@@ -141,11 +163,7 @@ def page(cls: type[Method]) -> str:
             f"| together | | {count(method):,} |\n",
             picture(shapes, method.frozen, (D_IN, D_OUT)),
             "\n## Cost\n",
-            f"A training step takes {cost['flops']:.2f} of the FLOPs and "
-            f"{cost['temporary_bytes']:.2f} of the temporary memory of the bound, the "
-            "frozen model's forward and input gradient (XLA's own counts, "
-            "`results/methods_over_bound.json`; the method on every linear layer of "
-            "one ViT block of width 768, batch 8, 197 tokens).\n",
+            f"{cost(name)}\n",
             "## What it was tested against\n",
             f"{compared} `{file}` holds these tests, and `check_method` sees it with "
             "the settings `CHECKED` there: merged equals adapted, gradients, counts, "

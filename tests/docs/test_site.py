@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import peftjax as pj
-from docs import api, copies, methods
+from docs import api, copies, methods, notebooks
 from docs.tex import formulas
 from peftjax.core.method import Layer
 
@@ -23,9 +23,11 @@ WRITTEN = {
     for path in sorted((ROOT / "docs").rglob("*.md"))
 }
 PAGES = {**WRITTEN, **copies.pages(), **methods.pages(), **api.pages()}
-PICTURES = {f"results/{path.name}" for path in (ROOT / "results").glob("*.png")}
-PICTURES |= {f"images/{path.name}" for path in (ROOT / "docs/images").iterdir()}
-SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+FILES = {f"results/{path.name}" for path in (ROOT / "results").glob("*.png")}
+FILES |= {path.relative_to(ROOT).as_posix() for path in notebooks.files()}
+FILES |= {f"images/{path.name}" for path in (ROOT / "docs/images").iterdir()}
+# The last key; those before it have tags of mkdocs' own.
+NAV = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[2])
 CALLED = {cls.__name__: cls for cls in methods.methods.ALL}
 
 
@@ -59,7 +61,7 @@ def broken(pages):
             parts: list[str] = []
             for part in (PurePosixPath(uri).parent / path).parts:
                 parts = parts[:-1] if part == ".." else [*parts, part]
-            if "/".join(parts) not in {*pages, *PICTURES}:
+            if "/".join(parts) not in {*pages, *FILES}:
                 found.append(f"{uri}: {link}")
     return found
 
@@ -67,7 +69,7 @@ def broken(pages):
 def test_every_public_name_is_documented():
     lists = api.public()
     faces = [f"peftjax.{name}" for name in pj.__all__]
-    assert set(pj._ROOMS) <= set(api.ROOMS) and lists["peftjax"] == faces
+    assert set(pj._ROOMS) <= set(api.rooms()) and lists["peftjax"] == faces
     assert undocumented(name for names in lists.values() for name in names) == []
     text = "".join(api.pages().values())
     for name in (name for names in lists.values() for name in names):
@@ -82,14 +84,22 @@ def test_a_name_without_words_is_found(monkeypatch):
 
 @pytest.mark.parametrize("name", CALLED)
 def test_a_method_has_its_page(name):
-    page, method = PAGES[f"methods/{name}.md"], methods.costs()[name]["method"]
+    page, method = PAGES[f"methods/{name}.md"], methods.example(CALLED[name])
     said = method.count(Layer(methods.D_IN, methods.D_OUT))
     counted = methods.count(method)
     assert said in (None, counted) and f"| together | | {counted:,} |" in page
     assert page.count("<math") == len(formulas(CALLED[name].__doc__))
-    assert "](https://arxiv.org/abs/" in page or name == "Full"
+    paper = "arXiv" in methods.sources(CALLED[name])
+    assert ("](https://arxiv.org/abs/" in page) == paper
     assert methods.tested(CALLED[name])[1] in page
-    assert f"{methods.costs()[name]['flops']:.2f} of the FLOPs" in page
+    assert methods.cost(name) in page
+
+
+def test_costs_are_those_of_the_results():
+    assert len(methods.measured()) > 20
+    over = methods.measured()["LoRA"]["flops"]
+    assert 0.8 < over < 1 and f"takes {over:.2f} of the FLOPs" in methods.cost("LoRA")
+    assert "Not measured yet" in methods.cost("AnotherMethod")
 
 
 def test_formulas_are_found_in_docstrings():
@@ -98,10 +108,14 @@ def test_formulas_are_found_in_docstrings():
 
 
 def test_every_page_is_in_the_navigation():
-    given = set(addresses(SETTINGS["nav"]))
+    given = set(addresses(NAV))
     made = {*addresses(methods.nav()), *addresses(api.nav())}
-    assert given - {"methods/", "api/"} == {*WRITTEN, *copies.FILES}
+    folders = {"methods/", "api/", "notebooks/"}
+    assert folders <= given and given - folders == {*WRITTEN, *copies.FILES}
     assert made == {*methods.pages(), *api.pages()}
+    named = {target: (ROOT / target).is_file() for target in addresses(notebooks.nav())}
+    assert len(named) == 4 and all(named.values())
+    assert {"A tour", "What LoRA learns"} <= {t for e in notebooks.nav() for t in e}
 
 
 def test_every_link_has_an_end():
