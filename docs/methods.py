@@ -105,10 +105,11 @@ def arrays(method: Method) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in made.items()}
 
 
-def count(method: Method) -> int:
-    """Return the trained parameters of one layer."""
+def count(method: Method, shared: bool = True) -> int:
+    """Return the trained parameters of one layer, with or without those it shares."""
+    without = method.frozen if shared else (*method.frozen, *method.shared)
     shapes = arrays(method).items()
-    return sum(prod(shape) for name, shape in shapes if name not in method.frozen)
+    return sum(prod(shape) for name, shape in shapes if name not in without)
 
 
 def settings(method: Method) -> str:
