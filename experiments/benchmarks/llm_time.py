@@ -4,7 +4,8 @@
 
 SmolLM2-135M on random weights, in float32. A training step is the loss of 512 tokens
 and its gradient with respect to a LoRA of rank 8 on every linear layer, without the
-optimizer; generation is 32 greedy tokens after 64, of the base, with a cache.
+optimizer, of layers that follow each other or are scanned; generation is 32 greedy
+tokens after 64, of the base, with a cache.
 `--peer` names a Python with torch, the torch library of adapters and `transformers`
 (`pip install torch peft transformers`), which takes turns with this one.
 """
@@ -36,12 +37,22 @@ from peftjax.models.generate import generate
 from peftjax.models.lm_loss import lm_loss
 
 TOKENS, PROMPT, NEW = 512, 64, 32
-SIZES = {"train": TOKENS, "generate": NEW}
+SIZES = {"train": TOKENS, "train scanned": TOKENS, "generate": NEW}
+Call = Callable[[], Any]
+PEERS = {"train": "train", "train scanned": "train", "generate": "generate"}
 
 
-def calls() -> dict[str, Callable[[], Any]]:
+def calls() -> dict[str, Call]:
     """Return what is timed here."""
-    model = llm.model(get_config("method=lora"))
+    train, generated = _calls(scan_layers=False)
+    scanned, _ = _calls(scan_layers=True)
+    return {"train": train, "train scanned": scanned, "generate": generated}
+
+
+def _calls(scan_layers: bool) -> tuple[Call, Call]:
+    config: Any = get_config("method=lora")
+    config.model.scan_layers = scan_layers
+    model = llm.model(config)
     ids = jax.random.randint(jax.random.key(0), (1, TOKENS), 0, model.config.vocab_size)
     variables = jax.jit(model.init)(jax.random.key(1), ids[:, :2])
     lora = dict(rules(pj.LoRA(rank=8, alpha=16.0), EVERY))
@@ -55,10 +66,10 @@ def calls() -> dict[str, Callable[[], Any]]:
 
         return jax.value_and_grad(loss)(adapters)
 
-    return {
-        "train": lambda: step(variables, adapters, ids),
-        "generate": lambda: generate(model, variables, ids[:, :PROMPT], steps=NEW),
-    }
+    return (
+        lambda: step(variables, adapters, ids),
+        lambda: generate(model, variables, ids[:, :PROMPT], steps=NEW),
+    )
 
 
 @cli.command
@@ -74,13 +85,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.peer:
             given = circumstances()["hardware"]["cores"], TOKENS, PROMPT, NEW
             step = stack.enter_context(peer(options.peer, "peer_llm.py", *given))
-            timed |= {f"torch {name}": functools.partial(step, name) for name in SIZES}
+            names = sorted(set(PEERS.values()))
+            timed |= {f"torch {name}": functools.partial(step, name) for name in names}
         seconds = interleave(timed, options.rounds)
     table = Table("", "tokens/s", "torch: tokens/s", "torch / ours, time")
     found: dict[str, dict[str, float]] = {}
     for name, tokens in SIZES.items():
         row = {"tokens_per_second": tokens / median(seconds[name])}
-        if (other := f"torch {name}") in seconds:
+        if (other := f"torch {PEERS[name]}") in seconds:
             row["torch_tokens_per_second"] = tokens / median(seconds[other])
             row["torch_over_ours"] = ratio(seconds, other, name)
         found[name] = row
