@@ -8,7 +8,8 @@ rates are the best of `grid` by `experiments.sweep`: mean accuracy on the valida
 split over three seeds that the table does not use; the smaller of two equals.
 
 `--methods glora_search` is GLoRA as its paper has it, a supernet and its search, which
-takes minutes for each seed; `--methods adalora` has LoRA's rate, not one of its own.
+takes minutes for each seed; the other methods of `ON_REQUEST` have LoRA's rate, not one
+of their own. LoRA+ is LoRA with a group of the optimizer.
 """
 
 from ml_collections import ConfigDict
@@ -80,8 +81,11 @@ ON_REQUEST = {
     "repadapter": (1e-2, ((LINEAR, pj.RepAdapter(rank=4)), HEAD)),
     "boft": (1e-2, ((LINEAR, pj.BOFT(block=8, factors=2)), HEAD)),
     "road": (1e-2, ((LINEAR, pj.RoAd()), HEAD)),
+    "lora_plus": METHODS["lora"],
     "glora_search": METHODS["glora"],
 }
+# Patterns of parameters, and the factor of the rate there.
+GROUPS = {"lora_plus": ((r".*/b", 16.0),)}  # arXiv 2402.12354
 SEARCH = {"limit": 12_000, "population": 20, "generations": 10}
 SEARCH |= {"parents": 5, "mutants": 10, "crossovers": 10}
 EVERY = {**METHODS, **ON_REQUEST}
@@ -95,6 +99,7 @@ def config(task: str = "digits", method: str = "lora", seed: int = 0) -> ConfigD
     """
     known(task, ["digits"], "task")
     lr, rules = EVERY[known(method, EVERY, "method")]
+    groups = {"groups": GROUPS[method]} if method in GROUPS else {}
     return defaults.run(
         name="quickstart",
         family="digits",
@@ -114,7 +119,7 @@ def config(task: str = "digits", method: str = "lora", seed: int = 0) -> ConfigD
         },
         data={"classes": (5, 6, 7, 8, 9), "split_seed": 0},
         train={"epochs": 15, "batch": 32, "eval_batch": 32, "eval_epochs": 5},
-        optim={**OPTIM, "lr": lr},
+        optim={**OPTIM, "lr": lr, **groups},
         measure=True,
         grid=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         tasks=("digits",),

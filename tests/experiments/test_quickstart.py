@@ -1,12 +1,15 @@
 """The main job, on a model small enough for a test."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import peftjax as pj
+from configs import quickstart
 from configs.quickstart import METHODS, get_config
 from experiments import costs, finetune, sweep, table, tasks
 from experiments.arguments import UnknownName
@@ -17,6 +20,7 @@ from experiments.preemption import Stopped
 from experiments.programs import ProgramCache
 from experiments.run import Run
 from experiments.selection import Selection
+from experiments.table.__main__ import _runs
 from experiments.tasks import digits, from_scratch
 from experiments.workdir import RunFolder
 from peftjax.hub import files
@@ -181,6 +185,18 @@ def test_every_method_of_the_config_is_complete():
     assert (config.method, config.seed) == ("hra", 2)
     assert config.table.methods == tuple(METHODS)
     assert all(get_config(f"method={m}").optim.lr in config.grid for m in METHODS)
+
+
+def test_all_are_the_methods_of_the_library():
+    one = SimpleNamespace(config=quickstart.config)
+    options = SimpleNamespace(methods=["all"], tasks=None, seeds=1, config=one)
+    runs = _runs(quickstart.config(), options)
+    assert [run.method for run in runs] == [*quickstart.EVERY]
+    rules = [rule for _, rules in quickstart.EVERY.values() for rule in rules]
+    absent = {*pj.methods.ALL} - {type(method) for _, method in rules}
+    assert absent == {pj.Composition, pj.GLoRASupernet}  # of modules; of its search
+    given = {run.method for run in runs if "groups" in run.optim}
+    assert given == {"lora_plus"}
 
 
 def test_a_sweep_looks_at_the_held_out_examples_only(job, cache):
