@@ -64,8 +64,7 @@ def config(task: str = "gsm8k", method: str = "lora", seed: int = 0) -> ConfigDi
         method=method,
         seed=seed,
         rules=own,
-        # on a CPU a step takes two thirds of the scanned one
-        model={"settings": SMOLLM2, "scan_layers": False},
+        model={"settings": SMOLLM2},
         data={
             "kind": "gsm8k",
             "files": {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"},

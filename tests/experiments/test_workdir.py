@@ -240,9 +240,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, training, monkeyp
 def test_a_table_refuses_what_a_run_refuses(tmp_path, training):
     config = quickstart()
     put(run_folder(tmp_path, config), f"{BEST}.json")
-    for options in ({}, {"force": True}):
+    for does in (table.fill, table.clear):
         with pytest.raises(ForeignFile, match=r"best\.json"):
-            table.fill(tmp_path, [config], **options)
+            does(tmp_path, [config])
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
