@@ -8,9 +8,9 @@ rates are the best of `grid` by `experiments.sweep`: mean accuracy on the valida
 split over three seeds that the table does not use; the smaller of two equals.
 
 `--methods all` adds the library's other methods. Their rates are the best of 3e-3, 1e-2
-and 3e-2 by one seed's held-out accuracy; RoAd and LoRA+, which is LoRA with a group of
-the optimizer, have LoRA's. `glora_search` is GLoRA as its paper has it, a supernet and
-its search, which takes minutes for each seed.
+and 3e-2 by one seed's held-out accuracy; RoAd has LoRA's, and LoRA+, which is LoRA with
+a group of the optimizer, a tenth of it. `glora_search` is GLoRA as its paper has it, a
+supernet and its search, which takes minutes for each seed.
 """
 
 from ml_collections import ConfigDict
@@ -82,7 +82,7 @@ ON_REQUEST = {
     "repadapter": (3e-2, ((LINEAR, pj.RepAdapter(rank=4)), HEAD)),
     "boft": (1e-2, ((LINEAR, pj.BOFT(block=8, factors=2)), HEAD)),
     "road": (1e-2, ((LINEAR, pj.RoAd()), HEAD)),
-    "lora_plus": METHODS["lora"],
+    "lora_plus": (1e-3, METHODS["lora"][1]),
     "glora_search": METHODS["glora"],
 }
 # Patterns of parameters, and the factor of the rate there.
