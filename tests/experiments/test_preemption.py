@@ -73,8 +73,9 @@ def test_a_run_that_is_told_to_stop_is_resumed(given, asked, tmp_path, number):
 
 def test_a_table_that_is_told_to_stop_is_resumed(given, asked, tmp_path, capsys):
     asked.append(signal.SIGTERM)
-    command = [*given, "--methods", "linear", "--seeds", "2", "--workdir"]
-    command.append(str(tmp_path / "table"))
+    # A run after the other: eight devices would end both before they are asked.
+    command = [*given, "--config.table.per_device=False", "--methods", "linear"]
+    command += ["--seeds", "2", "--workdir", str(tmp_path / "table")]
     with pytest.raises(SystemExit) as caught:
         fill(command)
     assert caught.value.code == RESUME_ME
