@@ -11,8 +11,11 @@ usual ones, the best mean accuracy on CIFAR-10's and Caltech-101's 200 held-out 
 one seed, the smaller of equals (`results/vtab_dinov2_small_sweep.jsonl`). For GLoRA and
 HRA that sweep is unfinished, and `hra_inf` is likely better at 1e-2.
 
-Full fine-tuning is likely held back by its one rate: 3e-5 suits the ViT, but moves a
-head of zeros little in 465 steps (on Caltech-101 it ends below the linear probe).
+Full fine-tuning needs two rates. At one for all, 3e-5, the head, which begins at zero,
+hardly moves in 465 steps: 71.5 % on CIFAR-10's validation images and 40.5 on
+Caltech-101's. With the linear probe's rate on the head, and 1e-5 on the ViT, it is 83.0
+and 69.0; 80.0 and 69.5 with 3e-5, 67.0 and 56.5 with 1e-4. The committed table was made
+before, with one rate.
 
 The average is VTAB's mean of the means of the groups. EuroSAT is specialized, as there;
 MNIST, which VTAB does not have, is counted as natural.
@@ -39,8 +42,10 @@ def _rules(method, parts=None):
     return tuple(presets.rules("dinov2", method, parts=parts).items())
 
 
+# The head learns at the linear probe's rate where all of the ViT does too.
+HEAD_RATE = {"full": 1e-2}
 METHODS = {
-    "full": (3e-5, _rules("full")),
+    "full": (1e-5, _rules("full")),
     "linear": (1e-2, _rules("linear")),
     "bitfit": (1e-3, _rules("bitfit")),
     "lora": (1e-3, _rules(pj.LoRA(rank=8, alpha=16.0), EVERY)),
@@ -64,6 +69,9 @@ def config(task: str = "cifar10", method: str = "lora", seed: int = 0) -> Config
     """
     file, _ = TASKS[known(task, TASKS, "task")]
     lr, rules = METHODS[known(method, METHODS, "method")]
+    optim = {"schedule": "cosine", "lr": lr, "weight_decay": 1e-4, "warmup": 0.1}
+    if method in HEAD_RATE:
+        optim["groups"] = ((r"head/.*", HEAD_RATE[method] / lr),)
     return defaults.run(
         name="vtab_dinov2_small",
         family="own_images",
@@ -80,7 +88,7 @@ def config(task: str = "cifar10", method: str = "lora", seed: int = 0) -> Config
             "split_seed": 0,
         },
         train={"epochs": 15, "batch": 32, "eval_batch": 250, "eval_epochs": 15},
-        optim={"schedule": "cosine", "lr": lr, "weight_decay": 1e-4, "warmup": 0.1},
+        optim=optim,
         grid=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         paths={"model": "checkpoints/dinov2"},
         tasks=TASKS,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.layers import by_number
 from experiments.report.rows import Table
 
 ACROSS = 5  # panels beside each other
@@ -27,7 +28,8 @@ def panels(table: Table) -> list[Panel]:
                 and run["mixture"].keys() == runs[0]["mixture"].keys()
             ]
             if alike:
-                layers, modules = [*alike[0]], [*runs[0]["upstream"]]
+                layers = sorted(alike[0], key=by_number)
+                modules = [*runs[0]["upstream"]]
                 mean = np.mean([[one[x] for x in layers] for one in alike], axis=0)
                 found.append((f"{task}, {row.label}", layers, modules, mean))
     return found

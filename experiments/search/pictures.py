@@ -6,6 +6,7 @@ import io
 from math import prod
 from typing import Any
 
+from experiments.layers import by_number
 from peftjax.methods.glora_supernet import FORMS
 from peftjax.search import Candidate, Found, Space
 
@@ -55,7 +56,9 @@ def structure_png(space: Space, best: Candidate) -> bytes:
         for _ in range(prod(site.stack))
     ]
     figure, axes = _figure(5.5, 0.8 + 0.22 * len(paths))
-    for row, genes in enumerate(best.genes):
+    layers = sorted(zip(paths, best.genes), key=lambda layer: by_number(layer[0]))
+    paths = [path for path, _ in layers]
+    for row, (_, genes) in enumerate(layers):
         for column, gene in enumerate(genes):
             form = min(gene, len(FORMS) - 1)
             axes.fill_between([column, column + 1], row, row + 1, color=SHADES[form])
