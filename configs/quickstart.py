@@ -62,6 +62,8 @@ ON_REQUEST = {
     "adalora": (3e-2, ((LINEAR, RANKS), HEAD)),
     "pissa": (3e-3, ((LINEAR, pj.PiSSA(rank=4, alpha=8.0)), HEAD)),
     "olora": (1e-2, ((LINEAR, pj.OLoRA(rank=4, alpha=8.0)), HEAD)),
+    "lorafa": (1e-2, ((LINEAR, pj.LoRAFA(rank=4, alpha=8.0)), HEAD)),
+    "layernorm": (3e-2, ((r".*norm\w*/(scale|bias)", pj.Full()), HEAD)),
     "loraxs": (1e-2, ((LINEAR, pj.LoRAXS(rank=16, alpha=32.0)), HEAD)),
     "vera": (3e-2, ((LINEAR, pj.VeRA(rank=64, d_in=256, d_out=256)), HEAD)),
     "randlora": (

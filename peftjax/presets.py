@@ -2,7 +2,7 @@
 
 | method | ViT, CLIP | BERT, RoBERTa, DeBERTa | Llama |
 |---|---|---|---|
-| LoRA, DoRA, Composition | q, v | q, v | q, v |
+| LoRA, DoRA, LoRAFA, Composition | q, v | q, v | q, v |
 | Hydra | attention output, second MLP layer | second MLP layer | second MLP layer* |
 | HydraLoRA | MLP* | MLP* | MLP (the code; the paper's counts fit q, v) |
 | GLoRA and its supernet | every linear | every linear* | q, v |
@@ -46,7 +46,7 @@ from peftjax.models.families import FAMILIES
 from peftjax.models.family import Family, Placements
 
 Part = Literal["query", "key", "value", "output", "gate", "up", "down", "patches"]
-Baseline = Literal["full", "linear", "bitfit"]
+Baseline = Literal["full", "linear", "bitfit", "layernorm"]
 
 _EVERY = ("query", "key", "value", "output", "gate", "up", "down")
 _LORA = ("query", "value")
@@ -58,6 +58,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.AdaLoRA: {"": _EVERY},
     methods.PiSSA: {"": _EVERY},
     methods.OLoRA: {"": _EVERY},
+    methods.LoRAFA: {"": _LORA},
     methods.LoKr: {"": _EVERY},
     methods.LoHa: {"": _EVERY},
     methods.MiSS: {"": _EVERY},
@@ -99,7 +100,8 @@ def rules(
 
     Args:
         family: what one of `peftjax.models.FAMILIES` is called, such as `"roberta"`.
-        method: a method, or `"full"`, `"linear"` (the head alone) or `"bitfit"`.
+        method: a method, or `"full"`, `"linear"` (the head alone), `"bitfit"` (every
+            bias) or `"layernorm"` (scales and biases of the norms, arXiv 2312.11420).
         parts: other parts than the paper's: of `"query"`, `"key"`, `"value"`,
             `"output"`, `"gate"`, `"up"`, `"down"`, `"patches"`; a method of your own
             needs them.
@@ -161,6 +163,7 @@ def _baseline(name: str, task: dict[str, Method]) -> dict[str, Method]:
         "full": {".*": Full()},
         "linear": task,
         "bitfit": {"(.*/)?bias": Full(), **task},
+        "layernorm": {r"(.*/)?\w*norm\w*/(scale|bias)": Full(), **task},
     }
     if name not in baselines:
         raise _unknown("baseline", name, baselines)

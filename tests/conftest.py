@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, and the folder of real data where it exists."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = " ".join(
@@ -9,6 +10,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         # tests compile far more than they compute
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        # half as long to compile; later versions have no other emitters
+        *["--xla_cpu_use_fusion_emitters=false"]
+        * version("jaxlib").startswith("0.10."),
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -33,6 +33,7 @@ LARGEST = {"d_in": 3072, "d_out": 3072}
 METHODS: dict[str, pj.Method] = {
     "lora": pj.LoRA(rank=8, alpha=16.0),
     "dora": pj.DoRA(rank=8, alpha=16.0),
+    "lorafa": pj.LoRAFA(rank=8, alpha=16.0),
     "pissa": pj.PiSSA(rank=8, alpha=16.0),
     "olora": pj.OLoRA(rank=8, alpha=16.0),
     "loraxs": pj.LoRAXS(rank=8, alpha=16.0),

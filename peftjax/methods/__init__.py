@@ -21,6 +21,7 @@ from peftjax.methods.ia3 import IA3
 from peftjax.methods.loha import LoHa
 from peftjax.methods.lokr import LoKr
 from peftjax.methods.lora import LoRA
+from peftjax.methods.lorafa import LoRAFA
 from peftjax.methods.loraxs import LoRAXS
 from peftjax.methods.miss import MiSS
 from peftjax.methods.oft import OFT
@@ -31,6 +32,7 @@ from peftjax.methods.repadapter import RepAdapter
 from peftjax.methods.road import RoAd
 from peftjax.methods.shira import SHiRA
 from peftjax.methods.ssf import SSF
+from peftjax.methods.trainable_tokens import TrainableTokens
 from peftjax.methods.vera import VeRA
 
 # The names that `peftjax` has too, in the order of the README's table.
@@ -40,6 +42,7 @@ __all__ = [
     "AdaLoRA",
     "PiSSA",
     "OLoRA",
+    "LoRAFA",
     "LoKr",
     "LoHa",
     "MiSS",
@@ -65,6 +68,7 @@ __all__ = [
     "RoAd",
     "IA3",
     "SSF",
+    "TrainableTokens",
     "Full",
 ]
 ALL: tuple[type[Method], ...] = tuple(globals()[name] for name in __all__)

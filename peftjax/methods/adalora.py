@@ -55,6 +55,10 @@ class AdaLoRA(Method):
             The released code takes the mean over the 2n factors of n layers, the paper
             the sum: the code's γ is 2n times this one.
 
+    A weight decay of the optimizer acts on e, and so draws Λ = e - pruned towards
+    -pruned, where the code, which sets entries of Λ to zero in place, draws it to zero.
+    The two are equal without decay; leave e out of it (`optax.masked`) for the same.
+
     >>> method = AdaLoRA(rank=2, alpha=6.0, target_rank=1)
     >>> p = {**method.init(jax.random.key(0), Layer(3, 4)), "a": jnp.ones((3, 2))}
     >>> p |= {"b": jnp.ones((2, 4)), "e": jnp.array([1.0, 5.0])}

@@ -82,7 +82,8 @@ def missing(method):
 
 def placement(method):
     """Return what is missing of the layers that the method adapts by default."""
-    if method.replaces:  # a baseline, which has a name of its own there
+    # a baseline has a name of its own there; a table of tokens is no part of a layer
+    if method.replaces or method.kinds == ("embedding",):
         return []
     examples = checked(method) if (ROOT / file_of_tests(method)).is_file() else ()
     try:

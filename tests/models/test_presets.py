@@ -161,6 +161,17 @@ def test_baselines_train_all_the_head_or_the_biases():
     assert "embeddings/norm/bias" in paths
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layernorm_trains_the_norms_of_every_family(family):
+    build, example = FAMILIES[family]
+    peft = plan(build(), example, rules(family, "layernorm", head=False))
+    variables = jax.eval_shape(build().init, jax.random.key(0), example)["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    paths = ["/".join(key.key for key in path) for path, _ in leaves]
+    norms = {path for path in paths if re.search(r"norm\w*/\w+$", path)}
+    assert {site.path for site in peft.sites} == norms and len(norms) >= 4
+
+
 def test_separate_and_fused_projections_of_a_vit():
     method = pj.LoRA(rank=2, alpha=3.0)
     build, example = FAMILIES["vit"]

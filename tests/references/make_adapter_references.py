@@ -124,6 +124,9 @@ ADAPTERS = {
     ),
     "roberta/lora": peft.LoraConfig(**LORA, target_modules=["query"], **HEAD),
     "bare/lora": peft.LoraConfig(**LORA, target_modules=["query", "pooler.dense"]),
+    "bert/trainable_tokens": peft.TrainableTokensConfig(
+        target_modules=["word_embeddings"], token_indices=[42, 5, 94]
+    ),
 }
 
 

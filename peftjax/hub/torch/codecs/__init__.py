@@ -24,6 +24,7 @@ from peftjax.hub.torch.codecs import (
     randlora,
     road,
     shira,
+    trainable_tokens,
     vera,
 )
 
@@ -33,6 +34,7 @@ CODECS: dict[type[Method], Codec | str] = {
     methods.AdaLoRA: adalora.CODEC,
     methods.PiSSA: lora.OFFSET,
     methods.OLoRA: lora.OFFSET,
+    methods.LoRAFA: lora.CODEC,
     methods.LoKr: lokr.CODEC,
     methods.LoHa: loha.CODEC,
     methods.MiSS: miss.CODEC,
@@ -61,6 +63,7 @@ CODECS: dict[type[Method], Codec | str] = {
     methods.RoAd: road.CODEC,
     methods.IA3: ia3.CODEC,
     methods.SSF: "it has no scale and shift of a layer's output",
+    methods.TrainableTokens: trainable_tokens.CODEC,
     methods.Full: "it saves whole modules and biases instead, beside another method",
 }
 # Which codec reads a file: of several with one name the first, which knows the others.
