@@ -74,12 +74,13 @@ def run(
         paths: beside or instead of `PATHS`.
         table: what else `table` holds.
         parallel: beside or instead of `PARALLEL`, or of the family's `SPLIT`.
-        **settings: all others; `selection` is `"last"` unless given.
+        **settings: all others; `selection` is `"last"` unless given, `trackers` none.
     """
     tasks, methods = tuple(tasks), tuple(methods)
     return ConfigDict(
         {
             "selection": "last",
+            "trackers": (),
             **settings,
             "parallel": {
                 **PARALLEL,

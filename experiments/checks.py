@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -54,6 +55,8 @@ OPTIONAL: dict[str, tuple[Test, str]] = {
     "parallel.fsdp": (_whole(0), f"{WHOLE}, at least 0"),
     "parallel.accumulate": (_whole(1), f"{WHOLE}, at least 1"),
 }
+# Package and extra of each tracker.
+TRACKERS = {"tensorboard": ("tensorboardX", "train"), "wandb": ("wandb", "wandb")}
 GROUPS = ("train", "optim", "paths")
 NAMES = ("name", "family", "task", "method", "seed", "selection", "rules")
 
@@ -66,8 +69,8 @@ def check(config: ConfigDict, where: str) -> ConfigDict:
         where: the file it comes from, for the message.
 
     Raises:
-        UnfitSettings: a setting is missing or impossible.
-        UnknownName: of a selection.
+        UnfitSettings: a setting is missing or impossible, or its package absent.
+        UnknownName: of a selection or a tracker.
     """
     missing = [key for key in (*NAMES, *GROUPS) if key not in config]
     missing += [key for key in REQUIRED if _get(config, key) is None]
@@ -78,6 +81,13 @@ def check(config: ConfigDict, where: str) -> ConfigDict:
         if not possible(value) and not (value is None and key in OPTIONAL):
             raise UnfitSettings(f"{where}: {key}={value!r}: expected {words}")
     known(config.selection, SELECTIONS, "selection")
+    for name in config.get("trackers", ()):
+        package, extra = TRACKERS[known(name, TRACKERS, "tracker")]
+        if find_spec(package) is None:
+            raise UnfitSettings(
+                f"{where}: trackers={name}: needs {package}: pip install "
+                f"'peftjax[{extra}]'"
+            )
     return config
 
 

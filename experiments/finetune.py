@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from ml_collections import ConfigDict
 from experiments import cli, costs, upstream
 from experiments.preemption import Stop, stop_on_signals
 from experiments.programs import ProgramCache
-from experiments.records import circumstances, plain
+from experiments.records import circumstances, plain, title
 from experiments.run import Run
 from experiments.selection import Selection
+from experiments.trackers import trackers
 from experiments.workdir import (
     ADAPTER,
     CHECKPOINTS,
@@ -39,6 +41,7 @@ from peftjax.hub import files
 from peftjax.parallel.distributed import led
 from peftjax.training.checkpoint import Checkpoints
 from peftjax.training.loop import NonFiniteLoss, train
+from peftjax.training.progress import Progress, Tell, silent
 
 SAVE_STEPS = 500  # between checkpoints, at most
 
@@ -51,6 +54,7 @@ def run(
     force: bool = False,
     cache: ProgramCache | None = None,
     stop: Stop | None = None,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Train one seed and leave its files and `result.json` in `workdir`.
 
@@ -63,6 +67,7 @@ def run(
         force: delete the folder's run first.
         cache: of the programs of other runs.
         stop: asked after each step; True saves a checkpoint and raises `Preempted`.
+        tell: told what is being done; see `peftjax.training.progress`.
 
     Raises:
         Busy: another process is at this run.
@@ -74,7 +79,7 @@ def run(
     with claimed(workdir, wait=True) as folder:
         if force:
             folder.clear()
-        return work(config, folder, resume=resume, cache=cache, stop=stop)
+        return work(config, folder, resume=resume, cache=cache, stop=stop, tell=tell)
 
 
 def work(
@@ -84,12 +89,14 @@ def work(
     resume: bool,
     cache: ProgramCache | None = None,
     stop: Stop | None = None,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """Do a run in a folder that is claimed; see `run`."""
     stop = folder.asking(stop)
     finished = led(lambda: folder.held(config, resume))
     if finished:
         return finished
+    tell("preparing data and weights")
     one = Run(config, cache, stop=stop)
     folder.begin(config)
     names = ("name", "task", "method", "seed", "selection")
@@ -107,7 +114,7 @@ def work(
         **circumstances(),
     }
     try:
-        found = _trained(one, folder, resume, stop)
+        found = _trained(one, folder, resume, stop, tell)
     except NonFiniteLoss as error:
         result = {"status": "failed", "error": error.what, **common}
     else:
@@ -119,7 +126,7 @@ def work(
 
 
 def _trained(
-    one: Run, folder: RunFolder, resume: bool, stop: Stop | None
+    one: Run, folder: RunFolder, resume: bool, stop: Stop | None, tell: Tell
 ) -> dict[str, Any]:
     place, selection = folder.path, Selection(one, folder)
     whole = led(lambda: Checkpoints(place / CHECKPOINTS).latest() is None)
@@ -137,7 +144,10 @@ def _trained(
         eval_every=selection.every,
         resume=resume,
         stop=stop,
+        trackers=trackers(one.config, folder),
+        tell=tell,
     )
+    tell("testing")
     last = jax.device_get(one.peft.combine(state.trainable, state.frozen))
     step, adapters = selection.chosen(last)
     folder.own(f"{ADAPTER}.json", f"{ADAPTER}.safetensors")
@@ -157,6 +167,7 @@ def _trained(
             "mixture": upstream.mixture(one.peft, adapters),
         }
     if one.config.get("measure"):
+        tell("measuring")
         folder.own(MERGED)
         found |= costs.merge(one, adapters, place / MERGED)
         if found["merge_difference"] is None:
@@ -183,13 +194,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--resume and --force: give one of them")
     config = options.config.config()
     cli.keep_programs(config.paths.cache)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, Progress() as shown:
         result = run(
             config,
             options.workdir,
             resume=options.resume,
             force=options.force,
             stop=stop,
+            tell=partial(shown.tell, title(config)),
         )
     _show(config, options.workdir / RESULT, result)
     if result["status"] == "failed":
@@ -197,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _show(config: ConfigDict, file: Path, result: dict[str, Any]) -> None:
-    print(f"{config.task}, {config.method}, seed {config.seed}: {file}")
+    print(f"{title(config)}: {file}")
     for name, value in {**result, **result.get("scores", {})}.items():
         if isinstance(value, int | float | str):
             shown = f"{value:.6g}" if isinstance(value, float) else value

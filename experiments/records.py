@@ -20,11 +20,19 @@ from peftjax.data.pipeline import ORDER
 from peftjax.hub.describe import describe
 
 # What names a run, or says where it lies, and does not change its outcome.
-NOT_SETTINGS = ("name", "task", "method", "seed", "paths", "table", "grid", "parallel")
+NOT_SETTINGS = (
+    *("name", "task", "method", "seed", "paths", "table", "grid", "parallel"),
+    "trackers",
+)
 # Of the paths, those that do: other weights.
 WEIGHTS = ("model", "package", "start", "upstream")
 NAMES = ("name", "task", "method", "seed")
 LIBRARIES = ("flax", "grain", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
+
+
+def title(config: ConfigDict) -> str:
+    """Return what a run is called where something is told of it."""
+    return f"{config.task}, {config.method}, seed {config.seed}"
 
 
 def plain(value: Any) -> Any:

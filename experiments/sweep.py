@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -25,29 +26,36 @@ from experiments.checks import check
 from experiments.claims import alone
 from experiments.preemption import Stop, Stopped, stop_on_signals
 from experiments.programs import ProgramCache
-from experiments.records import digest, settings
+from experiments.records import digest, settings, title
 from experiments.run import Run
 from peftjax import storage
 from peftjax.parallel.distributed import any_of, led
 from peftjax.training.metrics import read_lines
+from peftjax.training.progress import FINISHED, STEP, Progress, Tell, silent
 
 ASK_STEPS = 10  # several processes ask each other whether to stop
 
 
 def score(
-    config: ConfigDict, cache: ProgramCache | None = None, stop: Stop | None = None
+    config: ConfigDict,
+    cache: ProgramCache | None = None,
+    stop: Stop | None = None,
+    tell: Tell = silent,
 ) -> float:
     """Return the score on the held-out examples after training; NaN if it diverged.
 
     Raises:
         Stopped: it was asked to stop.
     """
+    tell("preparing data and weights")
     run = Run(config, cache, choose=True, stop=stop)
+    tell("compiling")
     state, batches = run.state(), run.batches()
     for number in range(run.steps):
         if _asked(stop, number):
             raise Stopped(f"{config.method}: stopped; the same command goes on")
         state, metrics = run.programs.step(state, run.sharded, next(batches))
+        tell(STEP, step=number + 1, steps=run.steps)
     if not np.isfinite(metrics["loss"]):
         return float("nan")
     adapters = run.peft.combine(state.trainable, state.frozen)
@@ -78,12 +86,14 @@ def add(file: Path, found: dict[str, Any]) -> dict[str, Any]:
     return lines
 
 
-def scored(file: Path, config: ConfigDict, cache: ProgramCache, stop: Stop) -> float:
+def scored(
+    file: Path, config: ConfigDict, cache: ProgramCache, stop: Stop, tell: Tell = silent
+) -> float:
     """Return the score of one run: the file's, or one that is added to it."""
     key = digest(settings(config), config.task, config.seed)
     known = led(lambda: read(file))
     if key not in known:
-        value = score(config, cache, stop)
+        value = score(config, cache, stop, tell)
         names = {name: config[name] for name in ("task", "method")}
         choice = {**names, "lr": config.optim.lr, "seed": config.seed}
         value = value if np.isfinite(value) else None
@@ -115,15 +125,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     file = (options.workdir or Path(f"runs/{config.name}")) / "sweep.jsonl"
     led(lambda: read(file))  # raises before anything is trained
     cache = ProgramCache()
-    with stop_on_signals() as stop:
-        for method in options.methods or config.table.methods:
-            for lr in options.grid or config.grid:
+    methods = options.methods or config.table.methods
+    grid = options.grid or config.grid
+    runs = len(methods) * len(grid) * options.seeds
+    with stop_on_signals() as stop, Progress(runs) as shown:
+        for method in methods:
+            for lr in grid:
                 choices = {"task": config.task, "method": method}
                 scores = []
                 for seed in range(100, 100 + options.seeds):
                     one = options.config.config(**choices, seed=seed)
                     one.optim.lr = lr
-                    scores.append(scored(file, check(one, "--grid"), cache, stop))
+                    check(one, "--grid")
+                    name = f"lr {lr:g}, {title(one)}"
+                    tell = partial(shown.tell, name)
+                    scores.append(scored(file, one, cache, stop, tell))
+                    tell(FINISHED)
                 print(line(method, lr, scores), flush=True)
 
 

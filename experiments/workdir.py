@@ -24,6 +24,7 @@ from experiments.preemption import Stop
 from experiments.records import identity
 from peftjax import storage
 from peftjax.parallel.distributed import is_main, led
+from peftjax.training.trackers import TENSORBOARD, WANDB
 
 PLAN, SETTINGS, RESULT = "plan.json", "settings.json", "result.json"
 METRICS, CHECKPOINTS, MERGED = "metrics.jsonl", "checkpoints", "merged.safetensors"
@@ -40,6 +41,8 @@ FILES = (
     ARCHIVE,
     STRUCTURE,
     RETRAINED,
+    TENSORBOARD,
+    WANDB,
     *UNFINISHED,
     SETTINGS,
 )

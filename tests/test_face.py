@@ -26,6 +26,7 @@ def test_importing_loads_neither_nnx_nor_an_extra():
         "tokenizers",
         "matplotlib",
         "ml_collections",
+        "wandb",
     }
     listed = str(extras["optional-dependencies"])
     assert "grain" in listed and "matplotlib" in listed

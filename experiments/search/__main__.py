@@ -23,12 +23,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from experiments import cli
 from experiments.preemption import stop_on_signals
+from experiments.records import title
 from experiments.search.supernet import on_test
 from experiments.search.work import ON_TEST, run
 from experiments.workdir import RESULT
+from peftjax.training.progress import Progress
 
 EVOLVE = {
     "population": 50,
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.read(argv)
     config = options.config.config()
     cli.keep_programs(config.paths.cache)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, Progress() as shown:
         result = run(
             config,
             options.workdir,
@@ -64,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             retrain=options.retrain,
             resume=options.resume,
             stop=stop,
+            tell=partial(shown.tell, title(config)),
             **{name: getattr(options, name) for name in EVOLVE},
         )
     if result["status"] == "failed":

@@ -37,6 +37,7 @@ from experiments.search.work import REMEDY
 from experiments.workdir import RESULT, SEARCH, SUPERNET, read_result
 from peftjax import storage
 from peftjax.search import Space, draw
+from peftjax.training.progress import Progress
 
 SEARCHED = "glora_search"
 NEAR = 0.02  # of the found structure's parameters
@@ -56,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     every = [config for configs in runs.values() for config in configs]
     cli.keep_programs(first.paths.cache)
     plan(first, options.workdir, every, options.config.variant())
-    with stop_on_signals() as stop:
-        table.fill(options.workdir, every, stop=stop)
+    with stop_on_signals() as stop, Progress(len(every)) as shown:
+        table.fill(options.workdir, every, stop=stop, tell=shown.tell)
         rows = [
             compared(config, options.workdir, options.random, stop)
             for config in runs[SEARCHED]

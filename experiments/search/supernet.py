@@ -18,6 +18,7 @@ from peftjax.data.pipeline import eval_batches
 from peftjax.parallel.distributed import led
 from peftjax.search import Space, evolve, make_score
 from peftjax.training.loop import train
+from peftjax.training.progress import Tell, silent
 
 SAVE_STEPS = 500  # between checkpoints of the supernet, at most
 
@@ -82,7 +83,7 @@ def space_of(one: Run, limit: int, settings: dict[str, Any], state: Any) -> Spac
     return space
 
 
-def trained(one: Run, place: Path, stop: Stop | None) -> Any:
+def trained(one: Run, place: Path, stop: Stop | None, tell: Tell = silent) -> Any:
     """Return the adapters of the trained supernet."""
     every = one.steps_per_epoch * one.config.train.eval_epochs
     state = train(
@@ -95,6 +96,7 @@ def trained(one: Run, place: Path, stop: Stop | None) -> Any:
         save_every=min(every, SAVE_STEPS),
         resume=True,
         stop=stop,
+        tell=tell,
     )
     return jax.device_get(one.peft.combine(state.trainable, state.frozen))
 

@@ -46,6 +46,7 @@ from peftjax.methods.glora_supernet import FORMS
 from peftjax.parallel.distributed import any_of, led
 from peftjax.search import Found, Space, draw, evolve
 from peftjax.training.loop import NonFiniteLoss
+from peftjax.training.progress import Tell, silent
 
 REMEDY = "choose another --workdir"
 ON_TEST = "**the structure was selected on the test split, as in the first release**"
@@ -60,6 +61,7 @@ def run(
     resume: bool = False,
     stop: Stop | None = None,
     mesh: Any = None,
+    tell: Tell = silent,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train a supernet, search it, and leave what was found in `workdir`.
@@ -72,6 +74,7 @@ def run(
         resume: continue the folder's search, or return its result.
         stop: asked after each step and generation; True stops.
         mesh: of all programs; by default all devices.
+        tell: told what is being done; see `peftjax.training.progress`.
         **settings: of `evolve`, `population` for one.
 
     Raises:
@@ -90,12 +93,13 @@ def run(
         if finished is not None:
             return finished
         state = led(lambda: _state(workdir / SEARCH))
+        tell("preparing data and weights")
         cache = ProgramCache(mesh, update_frozen=draw)
         one = Run(config, cache, choose=not on_test(config), stop=folder.asking(stop))
         space = space_of(one, limit, settings, state)
         selected(one)
         folder.begin(config)
-        result = {**_searched(one, space, folder, state, stop), **_common(one)}
+        result = {**_searched(one, space, folder, state, stop, tell), **_common(one)}
         folder.own(RESULT)
         led(lambda: storage.write_json(workdir / RESULT, result))
         return result
@@ -112,18 +116,22 @@ def _searched(
     folder: RunFolder,
     state: dict[str, Any] | None,
     stop: Stop | None,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Train the supernet, search it, and return what was found and its score."""
     settings, place = one.config.search.to_dict(), folder.path
     limit, retrain = settings.pop("limit"), settings.pop("retrain")
     folder.own(SUPERNET)
     try:
-        adapters = trained(one, place / SUPERNET, folder.asking(stop))
+        adapters = trained(one, place / SUPERNET, folder.asking(stop), tell)
     except NonFiniteLoss as error:
         return {"status": "failed", "error": error.what}
 
+    tell(f"generation {len((state or {}).get('history', ()))}")
+
     def save(state: dict[str, Any]) -> None:
         folder.own(SEARCH)
+        tell(f"generation {len(state['history'])}")
         text = json.dumps(state, allow_nan=False)
         led(lambda: storage.write_text(place / SEARCH, text + "\n"))
         if any_of(folder.asking(stop)()):
@@ -138,7 +146,7 @@ def _searched(
     }
     led(lambda: _draw(place, pictures))
     subnet = pj.to_glora(one.peft, space.place(adapters, found.best.genes))
-    tested = (_retrained if retrain else _tested)(one, subnet, folder, stop)
+    tested = (_retrained if retrain else _tested)(one, subnet, folder, stop, tell)
     return {**tested, **_facts(space, found, one.config.search.to_dict())}
 
 
@@ -153,19 +161,21 @@ def _fixed(one: Run, subnet: Subnet) -> ConfigDict:
 
 
 def _retrained(
-    one: Run, subnet: Subnet, folder: RunFolder, stop: Stop | None
+    one: Run, subnet: Subnet, folder: RunFolder, stop: Stop | None, tell: Tell
 ) -> dict[str, Any]:
     """Train the found subnet from scratch, in a folder of its own, and test it."""
     folder.own(RETRAINED)
     cache, place = ProgramCache(one.programs.mesh), folder.path / RETRAINED
     stop, config = folder.asking(stop), _fixed(one, subnet)
-    return finetune.run(config, place, resume=True, cache=cache, stop=stop)
+    options = {"resume": True, "cache": cache, "stop": stop, "tell": tell}
+    return finetune.run(config, place, **options)
 
 
 def _tested(
-    one: Run, subnet: Subnet, folder: RunFolder, stop: Stop | None
+    one: Run, subnet: Subnet, folder: RunFolder, stop: Stop | None, tell: Tell
 ) -> dict[str, Any]:
     """Leave adapter and merged model of the found subnet; score it once on test."""
+    tell("testing")
     config, cache = _fixed(one, subnet), ProgramCache(one.programs.mesh)
     fixed, adapters = Run(config, cache, stop=stop), subnet.adapters
     place = folder.path

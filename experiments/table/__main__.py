@@ -36,6 +36,7 @@ from experiments.arguments import known
 from experiments.plan import plan
 from experiments.preemption import stop_on_signals
 from peftjax.parallel.distributed import led
+from peftjax.training.progress import Progress
 
 
 @cli.command
@@ -57,15 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise starts.NothingToStartFrom(lacking[0])
     cli.keep_programs(config.paths.cache)
     led(lambda: plan(config, workdir, configs, options.config.variant()))
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, Progress(len(configs)) as shown:
         if options.force:
             table.clear(workdir, configs)
         if not _per_device(options, config):
-            table.fill(workdir, configs, stop=stop)
+            table.fill(workdir, configs, stop=stop, tell=shown.tell)
         elif jax.default_backend() == "cpu" and jax.device_count() == 1:
-            table.fill_by_core(workdir, options.config, configs, stop)
+            table.fill_by_core(workdir, options.config, configs, stop, shown.tell)
         else:
-            table.fill_by_device(workdir, configs, stop)
+            table.fill_by_device(workdir, configs, stop, shown.tell)
     led(lambda: report.write(workdir))
     print(f"{time.perf_counter() - start:.0f} s")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ from experiments import cli, starts
 from experiments.preemption import SIGNALS, Stopped
 from experiments.programs import ProgramCache
 from experiments.table.devices import watched
+from experiments.table.heard import Speaker, heard
 from experiments.table.runs import fill
 from peftjax.training.loop import Preempted
+from peftjax.training.progress import Tell, silent
 
 Name = tuple[str, str, int]  # task, method, seed
 
@@ -45,6 +49,7 @@ def fill_by_core(
     source: cli.Source,
     configs: Sequence[ConfigDict],
     stop: Callable[[], bool],
+    tell: Tell = silent,
 ) -> None:
     """Do all runs, as many at a time as there are cores; return when all are done.
 
@@ -53,6 +58,7 @@ def fill_by_core(
         source: of the configurations; each process makes its own of it.
         configs: of the runs.
         stop: asked while they run; True stops all.
+        tell: as `fill` takes it.
 
     Raises:
         ChildProcessError: one of the processes was killed; runs can be resumed.
@@ -66,10 +72,13 @@ def fill_by_core(
     mine = cores()[: len(groups)]
     spawn = multiprocessing.get_context("spawn")
     asked, free = spawn.Event(), spawn.SimpleQueue()
-    for core in mine:
-        free.put(core)
+    for place in enumerate(mine):
+        free.put(place)
     given = workdir, replace(source), asked.is_set
-    with ProcessPoolExecutor(len(mine), spawn, _begin, (free, given)) as pool:
+    with (
+        heard(spawn, len(mine), tell) as ends,
+        ProcessPoolExecutor(len(mine), spawn, _begin, (free, ends, given)) as pool,
+    ):
         runs = [pool.submit(_fill, names) for names in groups.values()]
         try:
             watched(runs, stop, asked.set)
@@ -87,6 +96,7 @@ class _Worker:
     workdir: Path
     source: cli.Source
     stop: Callable[[], bool]
+    tell: Tell
 
     @cached_property
     def cache(self) -> ProgramCache:
@@ -96,16 +106,21 @@ class _Worker:
 _workers: list[_Worker] = []  # of this process: one
 
 
-def _begin(free: SimpleQueue[int], given: tuple[Any, ...]) -> None:
+def _begin(
+    free: SimpleQueue[tuple[int, int]],
+    ends: Sequence[Connection],
+    given: tuple[Any, ...],
+) -> None:
     """Keep this process to a core of its own, as long as its parent lives."""
     cli.quieten()
-    core = free.get()
+    number, core = free.get()
+    sys.stdout = speaker = Speaker(ends[number])
     with suppress(AttributeError):
         os.sched_setaffinity(0, {core})
     for one in SIGNALS:  # the parent hears them, and asks
         signal.signal(one, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _workers.append(_Worker(*given))
+    _workers.append(_Worker(*given, speaker.tell))
 
 
 def _end_with_parent() -> None:
@@ -127,6 +142,7 @@ def _fill(names: Sequence[Name]) -> None:
             starts.linked(worker.workdir, configs, of),
             cache=worker.cache,
             stop=worker.stop,
+            tell=worker.tell,
         )
     except Preempted as error:
         raise Stopped(str(error)) from error

@@ -23,12 +23,16 @@ from experiments.preemption import Stopped
 from experiments.programs import ProgramCache
 from experiments.table.runs import done
 from peftjax.training.loop import Preempted
+from peftjax.training.progress import Tell, silent
 
 POLL_SECONDS = 1.0
 
 
 def fill_by_device(
-    workdir: Path, configs: Sequence[ConfigDict], stop: Callable[[], bool]
+    workdir: Path,
+    configs: Sequence[ConfigDict],
+    stop: Callable[[], bool],
+    tell: Tell = silent,
 ) -> None:
     """Do all runs, each on one device; return when all are done, by whomever.
 
@@ -36,6 +40,7 @@ def fill_by_device(
         workdir: of the table.
         configs: of the runs.
         stop: asked after each step; True stops all.
+        tell: as `fill` takes it.
 
     Raises:
         Exception: of a run; the others are stopped first, and can be resumed.
@@ -58,7 +63,7 @@ def fill_by_device(
         cache = ProgramCache()
         with jax.default_device(device):
             while (one := take()) is not None:
-                if not done(workdir, one, cache, asked.is_set):
+                if not done(workdir, one, cache, asked.is_set, tell):
                     left.append(one)
                     asked.wait(POLL_SECONDS)
 

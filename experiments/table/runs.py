@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from experiments.meshes import mesh_of
 from experiments.plan import folder
 from experiments.preemption import Stopped
 from experiments.programs import ProgramCache
+from experiments.records import title
 from experiments.workdir import RESULT, SEARCH, Busy, claimed
 from peftjax.parallel.distributed import any_of, led
+from peftjax.training.progress import BEFORE, FINISHED, Tell, silent
 
 POLL_SECONDS = 5.0
 
@@ -27,6 +30,7 @@ def fill(
     *,
     cache: ProgramCache | None = None,
     stop: Callable[[], bool] | None = None,
+    tell: Tell = silent,
 ) -> None:
     """Do all runs, beside other jobs; return when all are done.
 
@@ -37,10 +41,11 @@ def fill(
         configs: of the runs.
         cache: of their programs.
         stop: as `finetune.run` takes it; asked between runs too.
+        tell: told what each run is doing, as `Progress.tell` is.
     """
     left, cache = list(configs), cache or ProgramCache()
     while left:
-        busy = [one for one in left if not done(workdir, one, cache, stop)]
+        busy = [one for one in left if not done(workdir, one, cache, stop, tell)]
         if len(busy) == len(left):
             time.sleep(POLL_SECONDS)
         left = busy
@@ -65,6 +70,7 @@ def done(
     config: ConfigDict,
     cache: ProgramCache,
     stop: Callable[[], bool] | None,
+    tell: Tell,
 ) -> bool:
     """Do the run unless it is done; return False where another job is at it.
 
@@ -75,12 +81,13 @@ def done(
     if not led(lambda: starts.ready(config)):
         return False
     place = folder(workdir, config)
-    name = f"{config.task}, {config.method}, seed {config.seed}"
+    name = title(config)
     before = led((place / RESULT).exists)
     try:
-        result = _result(config, place, cache, stop)
+        result = _result(config, place, cache, stop, partial(tell, name))
     except Busy:
         return False
+    tell(name, BEFORE if before else FINISHED)
     if before:
         print(f"{name}: finished before", flush=True)
     elif result["status"] == "failed":
@@ -94,13 +101,16 @@ def done(
     return True
 
 
-def _result(config: ConfigDict, place: Path, cache: ProgramCache, stop: Any) -> Any:
+def _result(
+    config: ConfigDict, place: Path, cache: ProgramCache, stop: Any, tell: Tell
+) -> Any:
     """Do one run, or one search and what it found, and return its result."""
     if "search" in config:
-        options = {"resume": True, "mesh": mesh_of(config), "stop": stop}
+        options = {"resume": True, "mesh": mesh_of(config), "stop": stop, "tell": tell}
         return search.run(config, place, **options, **config.search)
     with claimed(place) as claim:
-        return finetune.work(config, claim, resume=True, cache=cache, stop=stop)
+        options = {"resume": True, "cache": cache, "stop": stop, "tell": tell}
+        return finetune.work(config, claim, **options)
 
 
 def _refuse_searches(places: Sequence[Path]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ import numpy as np
 from peftjax import storage
 from peftjax.parallel.distributed import any_of, is_main
 from peftjax.training.checkpoint import Checkpoints
-from peftjax.training.metrics import MetricsFile, Progress, TensorBoard
+from peftjax.training.metrics import MetricsFile
+from peftjax.training.progress import STEP, Tell, silent
 from peftjax.training.state import TrainState
 from peftjax.training.step import Step
+from peftjax.training.trackers import Tracker
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -60,8 +62,8 @@ def train(
     resume: bool = False,
     fallback: bool = False,
     stop: Callable[[], bool] | None = None,
-    tensorboard: bool = False,
-    progress: bool | None = None,
+    trackers: Sequence[Tracker] = (),
+    tell: Tell = silent,
 ) -> TrainState:
     """Train until `steps` updates are done.
 
@@ -86,8 +88,8 @@ def train(
         stop: asked after each update; once it says yes, on any process, a checkpoint is
             saved and `Preempted` raised. Several processes ask each other only where a
             line of metrics, an evaluation or a checkpoint is due.
-        tensorboard: write `workdir/tensorboard` too.
-        progress: show a progress bar; by default where standard error is a terminal.
+        trackers: what is told the metrics too, `trackers.TensorBoard` for one.
+        tell: told what is being done, `Progress().tell` of this run for one.
 
     Returns:
         The state after the last update.
@@ -109,11 +111,14 @@ def train(
     start = int(state.step)
     with ExitStack() as stack:
         stack.callback(checkpoints.wait)
-        log = _Log(stack, workdir, checkpoints, steps, start, tensorboard, progress)
+        log = _Log(stack, workdir, checkpoints, start, trackers)
+        tell("compiling")
         for done in range(start + 1, steps + 1):
             batch = _next(data, done)
             state, metrics = step(state, variables, batch)
             log.add(metrics, len(next(iter(batch.values()))) * jax.process_count())
+            if done == start + 1:
+                tell(STEP, step=done, steps=steps)
             save, score, line = (
                 done == steps or (every and done % every == 0)
                 for every in (save_every, eval_every, log_every)
@@ -121,9 +126,10 @@ def train(
             due = bool(save or score or line)
             stopped = done < steps and _agreed(stop, due)
             if due or stopped:
-                log.flush(done)
+                tell(STEP, **log.flush(done), steps=steps)
             # Before the save: a run killed in between evaluates again, and once only.
             if score and evaluate is not None:
+                tell("evaluating")
                 log.write({"step": done, "eval": evaluate(state)})
             if save or stopped:
                 log.keep()
@@ -182,7 +188,7 @@ def _next(data: Any, number: int) -> Any:
 class _Log:
     """Collects the metrics of steps on the devices and writes their means."""
 
-    def __init__(self, stack, workdir, checkpoints, steps, start, tensorboard, show):
+    def __init__(self, stack, workdir, checkpoints, start, trackers):
         self._checkpoints = checkpoints
         self._pending: list[dict[str, jax.Array]] = []
         self._writers: list[Any] = []
@@ -190,12 +196,9 @@ class _Log:
         if is_main():
             self._file = MetricsFile(workdir / "metrics.jsonl", start)
             self._writers.append(self._file)
-        if is_main() and tensorboard:
-            board = TensorBoard(workdir / "tensorboard", start)
-            stack.callback(board.close)
-            self._writers.append(board)
-        bar = Progress(steps, start, show if is_main() else False)
-        self._progress = stack.enter_context(bar)
+        for tracker in trackers if is_main() else ():
+            self._writers.append(tracker(workdir, start))
+            stack.callback(self._writers[-1].close)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -205,7 +208,7 @@ class _Log:
         self._pending.append(metrics)
         self._examples += examples
 
-    def flush(self, done: int) -> None:
+    def flush(self, done: int) -> dict[str, Any]:
         """Wait for the devices, check every step since the last line, write means."""
         fetched = jax.device_get(self._pending)
         self._pending = []
@@ -220,8 +223,8 @@ class _Log:
         speed = self._examples / (time.perf_counter() - self._since)
         record = {"step": done, **record, "examples_per_s": round(speed, 1)}
         self.write(record)
-        self._progress.update(record)
         self.restart_clock()
+        return record
 
     def write(self, record: dict[str, Any]) -> None:
         for writer in self._writers:

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: a JSONL file, TensorBoard, a progress bar."""
+"""Where the numbers of a run go: a file of JSON lines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import contextlib
 import json
 import math
 import os
-import sys
-from contextlib import ExitStack
 from typing import Annotated, Any
 
 import msgspec
@@ -114,80 +112,3 @@ def _record(where: str, line: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RunFileError(f"{where}: expected an object, found {record!r:.80}")
     return record
-
-
-class TensorBoard:
-    """Scalars for TensorBoard, through tensorboardX.
-
-    Raises:
-        ImportError: tensorboardX is absent.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], after: int = 0):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "TensorBoard needs tensorboardX: pip install 'peftjax[train]'"
-            ) from error
-        self._writer = SummaryWriter(str(directory), purge_step=after + 1)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Write every number of a record, nested ones as `outer/inner`."""
-        step = record["step"]
-        for name, value in record.items():
-            values = value if isinstance(value, dict) else {"": value}
-            for inner, number in values.items() if name != "step" else ():
-                tag = f"{name}/{inner}".rstrip("/")
-                self._writer.add_scalar(tag, number, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._writer.close()
-
-
-class Progress:
-    """A progress bar with loss, examples per second and time left; a context.
-
-    Args:
-        steps: the length of the run.
-        start: steps done before.
-        show: by default only where standard error is a terminal.
-    """
-
-    def __init__(self, steps: int, start: int = 0, show: bool | None = None):
-        self._show = sys.stderr.isatty() if show is None else show
-        self._steps, self._start = steps, start
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Progress:
-        if self._show:
-            from rich import progress
-            from rich.console import Console
-
-            columns = (
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.description}"),
-                progress.TimeRemainingColumn(),
-            )
-            console = Console(stderr=True)
-            self._bar = self._stack.enter_context(
-                progress.Progress(*columns, console=console)
-            )
-            self._task = self._bar.add_task(
-                "", total=self._steps, completed=self._start
-            )
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
-
-    def update(self, record: dict[str, Any]) -> None:
-        """Move to the record's step and show its loss and speed."""
-        if self._show:
-            text = (
-                f"loss {record['loss']:.4g}, {record['examples_per_s']:.4g} examples/s"
-            )
-            self._bar.update(self._task, completed=record["step"], description=text)

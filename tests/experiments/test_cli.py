@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import cli
+from experiments import checks, cli
 from experiments.finetune import main as finetune
 from experiments.overrides import override
 from experiments.table.__main__ import main as table
@@ -47,12 +47,19 @@ def options(*argv):
         ("optim.lr=fast", "--config.optim.lr='fast': expected float, as 0.01 is"),
         ("optim=1", "--config.optim: a group of settings"),
         ("optim.lr", "expected --config.optim.lr=VALUE"),
+        ("trackers=tensorbord", "unknown tracker 'tensorbord': did you mean tensorb"),
         ("rules=1", "--config.rules='1': expected tuple"),
         ("measure=perhaps", "expected bool"),
     ],
 )
 def test_an_unknown_key_or_value_is_named_with_the_nearest(override, named):
     assert named in refused(CONFIG, f"--config.{override}")
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(checks, "find_spec", lambda package: None)
+    told = refused(CONFIG, "--config.trackers=wandb")
+    assert "trackers=wandb: needs wandb: pip install 'peftjax[wandb]'" in told
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_a_device_that_fails_stops_the_others(given, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
     waiting = threading.Event()
 
-    def done(workdir, config, cache, stop):
+    def done(workdir, config, cache, stop, tell):
         if config == "torn":
             waiting.wait(20)
             raise ValueError("torn")

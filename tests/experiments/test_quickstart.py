@@ -258,17 +258,25 @@ def test_a_sweep_that_is_told_to_stop_goes_on(job, cache, tmp_path):
 
 
 def test_the_best_epoch_is_kept_and_reported(job, cache, tmp_path, monkeypatch):
-    """The adapters are those of the best evaluation, also after a resumption."""
+    """The adapters are those of the best evaluation; what is done is told."""
     config = small(
         job[1] / "cache", "method=lora", **{"train.epochs": 4, "measure": False}
     )
-    config.selection = "best_on_validation"
+    config.selection, config.trackers = "best_on_validation", ("tensorboard",)
+    phases = []
     scores = iter([0.5, 0.75, 0.75, 0.25, 0.125])
     kept = []
     real = files.save
     monkeypatch.setattr(files, "save", lambda *a: kept.append(a[2]) or real(*a))
     monkeypatch.setattr(digits, "score", lambda *_: {"accuracy": next(scores)})
-    found = finetune.run(config, tmp_path, cache=cache)
+    found = finetune.run(
+        config, tmp_path, cache=cache, tell=lambda phase, **_: phases.append(phase)
+    )
+    assert [*dict.fromkeys(phases)] == [
+        *("preparing data and weights", "compiling", "step", "evaluating", "testing")
+    ]
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert "tensorboard" in RunFolder(tmp_path).files
     assert found["selected_step"] == 38 and found["scores"] == {"accuracy": 0.125}
     best = load_file(tmp_path / "best.safetensors")
     chosen = load_file(tmp_path / "adapter.safetensors")

@@ -46,7 +46,7 @@ def training(monkeypatch):
             split = {"label": np.zeros(3, int)}
             self.data = Data(split, split, split)
 
-    def trained(run, folder, resume, stop):
+    def trained(run, folder, resume, stop, tell):
         for name in (CHECKPOINTS, "adapter.json", "adapter.safetensors"):
             folder.own(name)
             (folder.path / name).touch()

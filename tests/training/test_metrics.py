@@ -1,37 +1,18 @@
-"""The numbers of a run: metrics.jsonl, TensorBoard, the progress bar."""
+"""The numbers of a run: metrics.jsonl."""
 
 import json
-import sys
 
 import pytest
 
 from peftjax.training.errors import RunFileError
 from peftjax.training.metrics import MetricsFile, read_metrics
-from tests.helpers.run_case import losses, run, score
+from tests.helpers.run_case import run
 
 
 def test_no_output_where_there_is_no_terminal(tmp_path, capfd):
     run(tmp_path, steps=2)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
-
-
-def test_the_progress_bar_shows_loss_and_speed(tmp_path, capfd):
-    run(tmp_path, steps=3, progress=True)
-    shown = capfd.readouterr().err
-    final = losses(tmp_path)[-1]
-    assert f"loss {final['loss']:.4g}" in shown
-    assert "examples/s" in shown
-    assert "3/3" in shown
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboardX")
-    run(tmp_path, steps=3, tensorboard=True, evaluate=score)
-    assert list((tmp_path / "tensorboard").glob("events.*"))
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ImportError, match=r"peftjax\[train\]"):
-        run(tmp_path / "other", steps=3, tensorboard=True)
 
 
 @pytest.mark.parametrize(
