@@ -21,6 +21,7 @@ def test_importing_loads_neither_nnx_nor_an_extra():
     names = {"grain", "rich", "scipy", "sklearn", "tensorboardX", "pyarrow", "PIL"}
     names |= {
         "gguf",
+        "huggingface_hub",
         "jinja2",
         "tensorflow_datasets",
         "tokenizers",

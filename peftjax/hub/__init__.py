@@ -1,7 +1,8 @@
-"""Adapter files."""
+"""Adapter files, and repositories of them."""
 
 from peftjax.hub.files import load, read_module, read_rules, save
 from peftjax.hub.merged import save_merged
+from peftjax.hub.repositories import pull, push
 from peftjax.hub.tensors import AdapterFileError
 from peftjax.hub.torch import load_torch, save_torch
 
@@ -9,6 +10,8 @@ __all__ = [
     "AdapterFileError",
     "load",
     "load_torch",
+    "pull",
+    "push",
     "read_module",
     "read_rules",
     "save",

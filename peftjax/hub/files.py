@@ -61,7 +61,7 @@ def save(
         AdapterFileError: the adapters are not those of `peft`, or not finite.
         TypeError: a method has a setting that JSON cannot hold.
     """
-    tensors_file, facts_file = _pair(path)
+    tensors_file, facts_file = pair(path)
     tensors = flat(adapters)
     check_arrays("adapters", flat(expected_arrays(peft)), tensors)
     try:
@@ -92,12 +92,12 @@ def load(path: PathLike, peft: Any, variables: Any = None) -> Adapters:
         AdapterFileError: a file is damaged; model, rules, names or shapes differ; a
             value is not finite. The message names path, expected and found.
     """
-    tensors_file, facts_file = _pair(path)
+    tensors_file, facts_file = pair(path)
     facts = read_facts(facts_file)
     check_facts(facts_file, _facts(peft, variables), facts)
     expected = expected_arrays(peft)
     tensors = read(tensors_file, flat(expected))
-    _check_pair(tensors_file, facts_file, facts)
+    check_pair(tensors_file, facts_file, facts)
     return {
         path: {name: tensors[f"{path}:{name}"] for name in names}
         for path, names in expected.items()
@@ -120,9 +120,9 @@ def read_module(
         AdapterFileError: a file is damaged, the two do not belong together, or a value
             is not finite.
     """
-    tensors_file, facts_file = _pair(path)
+    tensors_file, facts_file = pair(path)
     facts, tensors = read_facts(facts_file), read(tensors_file)
-    _check_pair(tensors_file, facts_file, facts)
+    check_pair(tensors_file, facts_file, facts)
     adapters: Adapters = {}
     for key, value in tensors.items():
         site, colon, name = key.rpartition(":")
@@ -150,7 +150,7 @@ def read_rules(
         AdapterFileError: the file is damaged, names an unknown method, or has a pattern
             that may be slow to match; give `adapt` and `load` rules of your own then.
     """
-    file = _pair(path)[1]
+    file = pair(path)[1]
     rules, methods = read_facts(file).rules, tuple(methods)
     try:
         check_patterns(pattern for pattern, _ in rules)
@@ -159,12 +159,13 @@ def read_rules(
         raise AdapterFileError(f"{file}: {error}") from error
 
 
-def _pair(path: PathLike) -> tuple[Path, Path]:
+def pair(path: PathLike) -> tuple[Path, Path]:
+    """Return the file of the arrays and that of the facts."""
     name = os.fspath(path).removesuffix(".safetensors")
     return storage.path(f"{name}.safetensors"), storage.path(f"{name}.json")
 
 
-def _check_pair(tensors_file: Path, facts_file: Path, facts: Facts) -> None:
+def check_pair(tensors_file: Path, facts_file: Path, facts: Facts) -> None:
     """Raise unless the arrays are those that the facts are about."""
     if (found := _sha256(tensors_file)) != facts.sha256:
         raise AdapterFileError(

@@ -32,6 +32,7 @@ from peftjax.models.files import (
 from peftjax.models.gguf_llama import read_gguf
 from peftjax.models.leaves import Index, Leaf, Read, initial, plan_leaves
 from peftjax.models.names import Source
+from peftjax.models.remote import resolve
 
 logger = logging.getLogger(__name__)
 _OLD_ATTENTION = {
@@ -45,6 +46,8 @@ _OLD_ATTENTION = {
 def load(
     path_or_name: str | os.PathLike[str],
     *,
+    revision: str | None = None,
+    inside: str = "",
     head: Head = None,
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -62,8 +65,11 @@ def load(
     of a new head. Besides the model itself one parameter at a time is in host memory.
 
     Args:
-        path_or_name: a folder, a file, or the name of a repository in the local Hugging
-            Face cache. Nothing is fetched.
+        path_or_name: a folder, a file, or the name `OWNER/NAME` of a repository of the
+            Hugging Face Hub, of which weights, JSON and tokenizers are fetched, never
+            pickles or code; where there is no network, its cache is looked into.
+        revision: a branch, a tag or a commit of a repository.
+        inside: a folder or a weight file of a repository.
         head: None: the head that the file has, if any; `"none"`: no head; a number of
             classes or `"regression"`: a new head, drawn from `key`; `"lm"`: Llama's.
         dtype: of weights and computation; the file's own if absent.
@@ -78,12 +84,12 @@ def load(
         The module and `{"params": ...}`.
 
     Raises:
-        CheckpointError: a file is absent, damaged, a pickle, of no known family, does
-            not fit the model, or holds NaN or infinity.
+        CheckpointError: a file is absent or out of reach, damaged, a pickle, of no
+            known family, does not fit the model, or holds NaN or infinity.
         TypeError: an option is not a field of the model.
         ValueError: the model cannot have that head.
     """
-    weights = find_weights(_resolve(path_or_name))
+    weights = find_weights(resolve(path_or_name, revision, inside))
     config, found = _opened(weights)
     tensors = {_modern(name): t for name, t in found.items()}
     with _naming(weights):
@@ -110,22 +116,6 @@ def _opened(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     beside = weights.parent / "config.json"
     config = read_json(beside) if beside.is_file() else {}
     return config, open_tensors(weights)
-
-
-def _resolve(path_or_name: str | os.PathLike[str]) -> Path:
-    path = storage.path(path_or_name).expanduser()
-    name = str(path_or_name)
-    if storage.exists(path) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        return path
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, local_files_only=True))
-    except (ImportError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{name}: no such file or folder, nor a repository in the local Hugging "
-            f"Face cache; fetch it (pip install huggingface_hub; hf download {name})"
-        ) from error
 
 
 def _modern(name: str) -> str:
