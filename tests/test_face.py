@@ -23,6 +23,7 @@ def test_importing_loads_neither_nnx_nor_an_extra():
         "gguf",
         "huggingface_hub",
         "jinja2",
+        "lm_eval",
         "tensorflow_datasets",
         "tokenizers",
         "matplotlib",

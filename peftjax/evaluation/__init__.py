@@ -3,6 +3,7 @@
 from peftjax.evaluation import bbh, gsm8k, mmlu
 from peftjax.evaluation.answers import answer, continued
 from peftjax.evaluation.choices import Question, Scores, score_choices
+from peftjax.evaluation.harness import harness_model
 from peftjax.evaluation.perplexity import TokenLoss, token_loss
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "bbh",
     "continued",
     "gsm8k",
+    "harness_model",
     "mmlu",
     "score_choices",
     "token_loss",

@@ -100,35 +100,67 @@ def score_choices(
         ValueError: a question has no text, or fewer than two choices.
     """
     rows = [_split(tokenizer, question) for question in questions]
-    most = max((len(question.choices) for question in questions), default=0)
-    shape = (len(questions), most)
-    sums = np.full(shape, -np.inf)
-    tokens, sizes = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    sums, _ = score_rows(model, params, rows, batch=batch, buckets=buckets, apply=apply)
+    tokens, sizes = np.zeros(sums.shape, np.int64), np.zeros(sums.shape, np.int64)
     for number, (row, question) in enumerate(zip(rows, questions)):
         k = len(question.choices)
         tokens[number, :k] = [weights.sum() for _, weights in row.ends]
         sizes[number, :k] = [len(choice.encode()) for choice in question.choices]
-    run = apply or model.apply
-    for length, part in like_length([len(row.shared) for row in rows], batch, buckets):
-        shared, mask = padded_left([rows[i].shared for i in part], length)
-        longest = max(len(end) for i in part for end, _ in rows[i].ends)
-        ends, weights = _ends([rows[i] for i in part], most, bucket(longest, _ENDS))
-        found = _score(run, model, params, shared, mask, ends, weights)
-        for number, own in zip(part, np.asarray(found, np.float64)):
-            k = len(questions[number].choices)
-            sums[number, :k] = own[:k]
     answers = np.array([question.answer for question in questions], np.int64)
     return Scores(sums, tokens, sizes, answers)
 
 
-class _Row(NamedTuple):
-    """A question's shared tokens; of each choice the others, and which are scored."""
+class Row(NamedTuple):
+    """Tokens, and what may follow them.
+
+    Attributes:
+        shared: one token or more.
+        ends: of each continuation its tokens, and which of them are scored.
+    """
 
     shared: list[int]
     ends: list[tuple[list[int], np.ndarray]]
 
 
-def _split(tokenizer: Tokenizer, question: Question) -> _Row:
+def score_rows(
+    model: LanguageModel,
+    params: Any,
+    rows: Sequence[Row],
+    *,
+    batch: int = 4,
+    buckets: Sequence[int] = BUCKETS,
+    apply: Callable[..., Any] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score continuations of tokens; `score_choices` does it with texts.
+
+    Args:
+        model: as for `score_choices`.
+        params: as for `score_choices`.
+        rows: N of them, with any number of continuations, k at most.
+        batch: rows at a time.
+        buckets: as for `score_choices`.
+        apply: as for `score_choices`.
+
+    Returns:
+        Log-likelihoods `[N, k]`, float64, -inf where there is no continuation; and
+        whether each is what greedy decoding gives, `[N, k]`.
+    """
+    most = max((len(row.ends) for row in rows), default=0)
+    sums = np.full((len(rows), most), -np.inf)
+    greedy = np.zeros(sums.shape, bool)
+    for length, part in like_length([len(row.shared) for row in rows], batch, buckets):
+        shared, mask = padded_left([rows[i].shared for i in part], length)
+        longest = max(len(end) for i in part for end, _ in rows[i].ends)
+        ends, weights = _ends([rows[i] for i in part], most, bucket(longest, _ENDS))
+        run = apply or model.apply
+        found = _score(run, model, params, shared, mask, ends, weights)
+        for number, *own in zip(part, *map(np.asarray, found)):
+            k = len(rows[number].ends)
+            sums[number, :k], greedy[number, :k] = own[0][:k], own[1][:k]
+    return sums, greedy
+
+
+def _split(tokenizer: Tokenizer, question: Question) -> Row:
     if len(question.choices) < 2 or not question.text:
         raise ValueError(
             f"{question!r:.80}: expected a text and at least two choices after it"
@@ -143,12 +175,10 @@ def _split(tokenizer: Tokenizer, question: Question) -> _Row:
         raise ValueError(f"{question.text!r:.80}: expected a longer text")
     borders = [min(len(text), len(whole) - 1) for whole in wholes]
     scored = [np.arange(same, len(w)) >= b for w, b in zip(wholes, borders)]
-    return _Row(text[:same], [(w[same:], s) for w, s in zip(wholes, scored)])
+    return Row(text[:same], [(w[same:], s) for w, s in zip(wholes, scored)])
 
 
-def _ends(
-    rows: Sequence[_Row], most: int, length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _ends(rows: Sequence[Row], most: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return ids and weights `[rows, choices, length]`, padded on the right."""
     ids = np.zeros((len(rows), most, length), np.int32)
     weights = np.zeros((len(rows), most, length), np.float32)
@@ -171,5 +201,6 @@ def _score(apply, model, params, shared, mask, ends, weights):
         after, _ = apply(params, ends[:, :-1], cache=cache.repeated(choices))
         before = jnp.concatenate([before, after], axis=1)
     chosen = jnp.take_along_axis(before, ends[..., None], axis=2)[..., 0]
-    found = chosen - jax.nn.logsumexp(before, axis=2)
-    return (found * weights).sum(1).reshape(rows, choices)
+    found = (chosen - jax.nn.logsumexp(before, axis=2)) * weights
+    likeliest = (jnp.argmax(before, axis=2) == ends) | (weights == 0)
+    return tuple(x.reshape(rows, choices) for x in (found.sum(1), likeliest.all(1)))
