@@ -1,4 +1,4 @@
-"""Codes equal to bitsandbytes', and what the formats refuse."""
+"""Codes equal to bitsandbytes' and qwix', and what the formats refuse."""
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,22 @@ def test_nf4_codes_are_those_of_bitsandbytes(name):
     if name == "double":
         np.testing.assert_allclose(coded.base, known["base"], rtol=1e-6)
         np.testing.assert_allclose(coded.offset, known["offset"], rtol=1e-6)
+
+
+def test_errors_beside_those_of_qwix():
+    # It divides whole numbers by 127.5 and 7.5, so that the largest is rounded down.
+    known = np.load(FOLDER.parent / "qwix.npz")
+    kernel = known["kernel"]
+    for format, name, ratio in (
+        (pj.NF4(64), "nf4", 1),
+        (pj.Int8(64), "int8", 0.985),
+        (pj.Int4(64), "int4", 1.058),
+    ):
+        found = np.asarray(encode(jnp.asarray(kernel), format).decode())
+        missed = [np.sqrt(np.mean((x - kernel) ** 2)) for x in (found, known[name])]
+        assert missed[0] / missed[1] == pytest.approx(ratio, abs=1e-3)
+        if name == "nf4":
+            np.testing.assert_array_equal(found, known[name])
 
 
 @pytest.mark.parametrize(
