@@ -1,13 +1,13 @@
-"""The README's figures, from the committed results alone.
+"""The figures of README and guides, from the committed results alone.
 
-Between `<!-- NAME -->` and `<!-- /NAME -->` stands what `PARTS[NAME]` returns.
+Between `<!-- NAME -->` and `<!-- /NAME -->` stands what `PAGES[FILE][NAME]` returns.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ README, RESULTS = ROOT / "README.md", ROOT / "results"
 BENCHMARKS = RESULTS / "benchmarks_cpu.json"
 
 
-def write(file: Path = README) -> None:
-    """Put the figures of `results/` into the README."""
-    storage.write_text(file, filled(file.read_text()))
+def write() -> None:
+    """Put the figures of `results/` into the pages."""
+    for file in PAGES:
+        storage.write_text(file, filled(file))
 
 
-def filled(text: str) -> str:
-    """Return a text with its parts made anew.
+def filled(file: Path, text: str | None = None) -> str:
+    """Return a page, or another text of it, with its parts made anew.
 
     Raises:
         ValueError: a part stands in it never, or more than once.
     """
-    for name, part in PARTS.items():
+    text = file.read_text() if text is None else text
+    for name, part in PAGES[file].items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
         if len(pattern.findall(text)) != 1:
@@ -52,7 +54,7 @@ def step_time() -> str:
     unrolled, scanned = layouts["unrolled"], layouts["scanned"]
     head = ("method", "time", "FLOPs", "memory", "scanned: time", "memory")
     head += ("torch: time", "torch / ours")
-    rows = [head, ("---", *["---:"] * (len(head) - 1))]
+    rows = []
     for name in found["methods"]:
         torch = unrolled.get(f"torch {name}", {})
         keys = [f"{key}_over_bound" for key in ("time", "flops", "temporary_bytes")]
@@ -60,12 +62,64 @@ def step_time() -> str:
         ours += [scanned[name][key] for key in (keys[0], keys[2])]
         theirs = [torch.get(f"time_over_{key}") for key in ("bound", "ours")]
         rows.append((name, *map(_shown, [*ours, *theirs])))
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     below = [_machine(found)]
     if "torch bound" in unrolled:
         frozen = [unrolled[name]["seconds"] for name in ("torch bound", "bound")]
         below.append(f"Torch's frozen model takes {frozen[0] / frozen[1]:.2f} of ours.")
-    return f"{table}\n\n" + "\n".join(below)
+    return _table(head, rows) + "\n\n" + "\n".join(below)
+
+
+def llm_quantised() -> str:
+    """Return what a LoRA over a base in few bits costs, on each machine."""
+    head = ("base", "kernels", "temporary memory", "time", "loss, steps 1 and 6")
+    parts = []
+    for found in _machines("llm_quantised"):
+        bases = found["bases"]
+        half = bases["bfloat16"]
+        rows = []
+        for name, own in bases.items():
+            keys = ("kernel_bytes", "temporary_bytes")
+            ratios = [own[key] / half[key] for key in keys]
+            losses = " and ".join(f"{own['losses'][i]:.4f}" for i in (0, -1))
+            rows.append((name, *map(_shown, [*ratios, own["time_ratio"]]), losses))
+        size = half["kernel_bytes"] / 1e6, half["temporary_bytes"] / 1e6
+        below = f"1.00 is {size[0]:.0f} MB of kernels, {size[1]:.0f} MB and "
+        below += f"{half['seconds']:.2f} s. {_shapes(found)} {_machine(found)}"
+        parts.append(f"{_table(head, rows)}\n\n{below}")
+    return "\n\n".join(parts)
+
+
+def llm_packed() -> str:
+    """Return what packing saves, on each machine."""
+    head = ("rows", "loss", "tokens of texts", "tokens/s", "padded / own, time")
+    parts = []
+    for found in _machines("llm_packed"):
+        rows = []
+        for name, own in found["layouts"].items():
+            share = _shown(found["tokens"] / own["computed"])
+            speed = f"{own['tokens_per_second']:.0f}"
+            ratio = _shown(own["padded_over_own_time"])
+            rows.append((name, f"{own['loss']:.6f}", share, speed, ratio))
+        below = f"{found['texts']} texts. {_shapes(found)} {_machine(found)}"
+        parts.append(f"{_table(head, rows)}\n\n{below}")
+    return "\n\n".join(parts)
+
+
+def _machines(benchmark: str) -> list[Mapping[str, Any]]:
+    files = [RESULTS / f"benchmarks_{kind}.json" for kind in ("cpu", "gpu")]
+    found = [json.loads(file.read_text()) for file in files if file.exists()]
+    return [one[benchmark] for one in found if benchmark in one]
+
+
+def _shapes(found: Mapping[str, Any]) -> str:
+    shapes = found["shapes"]
+    size = f"{shapes['rows']} x {shapes['tokens']} tokens, in {shapes['dtype']}"
+    return f"{size}{', weights and texts drawn' * found['drawn']};"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    every = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in every)
 
 
 def _shown(number: float | None) -> str:
@@ -74,10 +128,17 @@ def _shown(number: float | None) -> str:
 
 def _machine(found: Mapping[str, Any]) -> str:
     hardware, versions = found["hardware"], found["versions"]
+    device = hardware["devices"][0]
+    where = "" if device == "cpu" else f"{device}, "
     return (
-        f"{hardware['cores']} cores of {hardware['cpu']}; Python {versions['python']}, "
-        f"jax {versions['jax']}, flax {versions['flax']}; {found['date'][:10]}."
+        f"{where}{hardware['cores']} cores of {hardware['cpu']}; "
+        f"Python {versions['python']}, jax {versions['jax']}, "
+        f"flax {versions['flax']}; {found['date'][:10]}."
     )
 
 
-PARTS = {"quickstart": quickstart, "step_time": step_time}
+PAGES = {
+    README: {"quickstart": quickstart, "step_time": step_time},
+    ROOT / "docs/quantised.md": {"llm_quantised": llm_quantised},
+    ROOT / "docs/language_models.md": {"llm_packed": llm_packed},
+}
