@@ -18,6 +18,7 @@ def attend(
     *,
     bias: jax.Array | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
@@ -32,6 +33,7 @@ def attend(
             ignored.
         bias: added to the scores, broadcastable likewise.
         scale: by default `1 / sqrt(d)`.
+        softcap: scores s become `softcap tanh(s / softcap)` before bias and mask.
         dropout: probability of dropping an attention weight.
         dropout_key: a PRNG key; None means nothing is dropped.
 
@@ -51,6 +53,8 @@ def attend(
     q = q.reshape(batch, groups, -1, d)
     scores = jnp.einsum("bgqd,bgkd->bgqk", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, queries, -1)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
         scores = scores + bias
     if mask is not None:

@@ -25,6 +25,7 @@ _NEUTRAL: dict[str, Any] = {
     "position_embedding_type": "absolute",
     "qkv_bias": True,
     "quantization_config": None,
+    "use_bidirectional_attention": False,
 }
 
 

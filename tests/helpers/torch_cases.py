@@ -17,6 +17,8 @@ BASES = {
     "tiny_bert": (PEFT / "tiny_bert" / "base", PEFT / "tiny_bert" / "base_io.npz"),
     "tiny_llama": (PEFT / "tiny_llama" / "base", PEFT / "tiny_llama" / "base_io.npz"),
     "bare": (MODELS / "bert", MODELS / "bert" / "io.npz"),
+    "gemma3": (MODELS / "gemma3", MODELS / "gemma3" / "io.npz"),
+    "qwen2": (MODELS / "qwen2", MODELS / "qwen2" / "io.npz"),
     "roberta": (MODELS / "roberta", MODELS / "roberta" / "io.npz"),
     "vit": (MODELS / "vit", MODELS / "vit" / "io.npz"),
 }

@@ -33,7 +33,7 @@ IDS = jnp.array([[5, 6, 7, 8, 1], [9, 10, 11, 1, 1]])
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("name", ["bert", "roberta", "roberta_bare"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "roberta_bare", "xlm_roberta"])
 def test_equals_the_original(name, scan):
     model, variables, io = reference(MODELS / name, scan_layers=scan)
     result, hidden = run(model, variables, **text_inputs(io))

@@ -9,7 +9,7 @@ import pytest
 
 import peftjax as pj
 from peftjax.models import Llama, LlamaConfig, Rope, generate, lm_loss, load
-from peftjax.models.llama.places import in_several_texts
+from peftjax.models.llama.places import Sight, in_several_texts
 from peftjax.models.rope import rotation
 from tests.helpers.model_cases import (
     MODELS,
@@ -24,6 +24,7 @@ from tests.helpers.model_cases import (
 pytestmark = pytest.mark.slow
 
 NAMES = ["llama3", "llama_biased", "llama_regression"]
+KIN = ["mistral", "qwen2", "qwen3", "gemma2", "gemma3"]
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -37,6 +38,27 @@ def test_equals_the_original(name, scan):
         close(result, io["logits"], token)
     else:
         close(result, io["logits"][:, 0])
+
+
+@pytest.mark.parametrize("name", KIN)
+def test_kin_equals_the_original_in_one_call_in_parts_and_packed(name):
+    # All see a window of 4 of 12 tokens, the last four not in every layer.
+    model, variables, io = reference(MODELS / name, scan_layers=name != "gemma2")
+    result, hidden = run(model, variables, **text_inputs(io))
+    mask = io["attention_mask"] == 1
+    close(result, io["logits"], mask)
+    check_hidden_states(hidden, io, mask)
+    ids, step = jnp.asarray(io["input_ids"]), jax.jit(model.apply)
+    cache, parts = model.empty_cache(len(ids), 14), []
+    for start, stop in ((0, 6), (6, 12)):
+        own = slice(start, stop)
+        part, cache = step(variables, ids[:, own], mask[:, own], cache=cache)
+        parts.append(part)
+    close(jnp.concatenate(parts, axis=1), io["logits"], mask)
+    row = jnp.concatenate([ids[2:, 6:], ids[:1]], axis=1)
+    segments = jnp.array([[1] * 6 + [2] * 12])
+    packed = step(variables, row, segment_ids=segments)
+    close(packed[:, 6:], io["logits"][:1])
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -85,9 +107,11 @@ def test_texts_in_one_row_do_not_see_each_other(name, scan):
 
 def test_positions_start_anew_with_each_text():
     frequencies = Rope(theta=100.0).frequencies(4)
-    where = in_several_texts(jnp.array([[1, 1, 2, 2, 2, 0, 0]]), frequencies)
+    sights = [Sight(frequencies)]
+    where = in_several_texts(jnp.array([[1, 1, 2, 2, 2, 0, 0]]), sights)
     expected = rotation(jnp.array([[0, 1, 0, 1, 2, 0, 1]]), frequencies)
-    for found, wanted in zip(where["rotation"], expected):
+    ((_, turned),) = where["sights"]
+    for found, wanted in zip(turned, expected):
         np.testing.assert_array_equal(found, wanted)
 
 

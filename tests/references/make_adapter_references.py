@@ -27,6 +27,8 @@ MODELS = {
     "vit": ("models/vit", "models/vit/io"),
     "roberta": ("models/roberta", "models/roberta/io"),
     "bare": ("models/bert", "models/bert/io"),
+    "gemma3": ("models/gemma3", "models/gemma3/io"),
+    "qwen2": ("models/qwen2", "models/qwen2/io"),
 }
 BERT = ["query", "value", "intermediate.dense"]
 LLAMA = ["q_proj", "v_proj", "down_proj"]
@@ -115,6 +117,10 @@ ADAPTERS = {
         task_type="CAUSAL_LM",
     ),
     "llama/glora": peft.GloraConfig(**GLORA, target_modules=LLAMA),
+    "gemma3/lora": peft.LoraConfig(
+        **LORA, target_modules=LLAMA, modules_to_save=["q_norm"], task_type="CAUSAL_LM"
+    ),
+    "qwen2/dora": peft.LoraConfig(**LORA, use_dora=True, target_modules=LLAMA),
     "vit/adalora": peft.AdaLoraConfig(**ADALORA, **CONV),
     "vit/dora": peft.LoraConfig(**LORA, use_dora=True, **CONV),
     "vit/hra": peft.HRAConfig(r=4, **CONV),

@@ -1,13 +1,13 @@
 """Make tiny random models with `transformers`, and record what they compute.
 
     pip install torch==2.13.0 transformers
-    python tests/references/make_model_references.py make tests/files/models
+    python tests/references/make_model_references.py make tests/files/models [NAMES]
     python tests/references/make_model_references.py check FOLDER
 
-`make` writes for each model `config.json`, `model.safetensors` and `io.npz` (inputs,
-hidden states, outputs). `check` loads with `transformers` every model in a folder, each
-beside its `io.npz`, and prints how far its outputs are from the recorded ones: run it
-on what `peftjax.models.save` wrote. Nothing of peftjax is used here.
+`make` writes for each model, or those named, `config.json`, `model.safetensors` and
+`io.npz` (inputs, hidden states, outputs). `check` loads with `transformers` every model
+in a folder, each beside its `io.npz`, and prints how far its outputs are from the
+recorded ones: run it on what `peftjax.models.save` wrote. Nothing of peftjax is used.
 """
 
 import sys
@@ -58,6 +58,21 @@ def models():
         layer_norm_eps=1e-6,
     )
     regression = tf.LlamaConfig(**llama, num_labels=1, pad_token_id=0)
+    windows = {**llama, "sliding_window": 4, "attn_implementation": "eager"}
+    qwen = {**windows, "use_sliding_window": True, "max_window_layers": 1}
+    gemma = {**windows, "head_dim": 8, "query_pre_attn_scalar": 5}
+    kinds = ["sliding_attention", "full_attention"]
+    gemma2 = tf.Gemma2Config(
+        **gemma, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
+    )
+    gemma3 = tf.Gemma3TextConfig(
+        **gemma,
+        layer_types=kinds,
+        rope_parameters={
+            kinds[0]: {"rope_type": "default", "rope_theta": 100.0},
+            kinds[1]: {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0},
+        },
+    )
     return {
         "bert": tf.BertModel(tf.BertConfig(**bert, hidden_act="gelu_new")),
         "roberta": tf.RobertaForSequenceClassification(
@@ -68,6 +83,16 @@ def models():
         "llama_biased": tf.LlamaForCausalLM(biased),
         "llama_regression": tf.LlamaForSequenceClassification(regression),
         "vit": tf.ViTForImageClassification(vit),
+        "mistral": tf.MistralForCausalLM(tf.MistralConfig(**windows)),
+        "qwen2": tf.Qwen2ForCausalLM(tf.Qwen2Config(**qwen)),
+        "qwen3": tf.Qwen3ForCausalLM(
+            tf.Qwen3Config(**qwen, head_dim=8, tie_word_embeddings=True)
+        ),
+        "gemma2": tf.Gemma2ForCausalLM(gemma2),
+        "gemma3": tf.Gemma3ForCausalLM(gemma3),
+        "xlm_roberta": tf.XLMRobertaForSequenceClassification(
+            tf.XLMRobertaConfig(**roberta, num_labels=3)
+        ),
     }
 
 
@@ -87,9 +112,11 @@ def inputs(name, rng):
         return {"pixel_values": rng.normal(size=(3, 3, 16, 16)).astype(np.float32)}
     ids = rng.integers(3, 50, (3, 12))
     mask = np.ones((3, 12), np.int64)
-    rows = mask[1:2, :4] if name == "llama_biased" else mask[1:2, -4:]
+    # Of those with adapters every token sees one that is no padding.
+    few = 3 if name in ("qwen2", "gemma3") else 4
+    rows = mask[1:2, :4] if name in ("llama_biased", "mistral") else mask[1:2, -few:]
     rows[:] = 0
-    pad = 1 if name.startswith("roberta") else 0
+    pad = 1 if "roberta" in name else 0
     return {"input_ids": np.where(mask, ids, pad), "attention_mask": mask}
 
 
@@ -148,9 +175,11 @@ def google_npz(model, path):
     np.savez(path / "google.npz", **out)
 
 
-def make(folder):
-    """Write every model, its inputs and its outputs."""
+def make(folder, *chosen):
+    """Write every model, or the chosen, its inputs and its outputs."""
     for i, (name, model) in enumerate(models().items()):
+        if chosen and name not in chosen:
+            continue
         torch.manual_seed(i)
         path = folder / name
         randomise(model).save_pretrained(path)
@@ -174,4 +203,4 @@ def check(folder):
 
 
 if __name__ == "__main__":
-    {"make": make, "check": check}[sys.argv[1]](Path(sys.argv[2]))
+    {"make": make, "check": check}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -29,6 +29,7 @@ class BertConfig:
         classifier_dropout: the head's dropout; None for `hidden_dropout_prob`.
         pad_token_id: the id from which RoBERTa counts its positions.
         roberta: RoBERTa's positions and head.
+        xlm: a RoBERTa of many languages (XLM-R): the same, but for the files' names.
     """
 
     vocab_size: int = 30522
@@ -45,6 +46,7 @@ class BertConfig:
     classifier_dropout: float | None = None
     pad_token_id: int = 0
     roberta: bool = False
+    xlm: bool = False
 
     @property
     def max_tokens(self) -> int:
@@ -53,7 +55,7 @@ class BertConfig:
         return self.max_position_embeddings - unused
 
 
-def read_bert(config: Json, *, roberta: bool) -> BertConfig:
+def read_bert(config: Json) -> BertConfig:
     """Return the fields in a BERT's or RoBERTa's `config.json`.
 
     Raises:
@@ -61,11 +63,15 @@ def read_bert(config: Json, *, roberta: bool) -> BertConfig:
             the model here does not compute.
     """
     check_neutral(config)
-    defaults = BertConfig(roberta=roberta, pad_token_id=int(roberta))
-    return filled(defaults, config, skip=("roberta",))
+    kind = str(config.get("model_type"))
+    roberta, xlm = kind.endswith("roberta"), kind.startswith("xlm")
+    defaults = BertConfig(roberta=roberta, xlm=xlm, pad_token_id=int(roberta))
+    return filled(defaults, config, skip=("roberta", "xlm"))
 
 
 def write_bert(config: BertConfig) -> dict[str, Any]:
     """Return what `read_bert` reads."""
     fields = dataclasses.asdict(config)
-    return {**fields, "model_type": "roberta" if fields.pop("roberta") else "bert"}
+    roberta, xlm = fields.pop("roberta"), fields.pop("xlm")
+    kind = "xlm-" * xlm + ("roberta" if roberta else "bert")
+    return {**fields, "model_type": kind}

@@ -1,6 +1,8 @@
-"""BERT and RoBERTa for loading, saving, adapter files and presets."""
+"""BERT, RoBERTa and XLM-R for loading, saving, adapter files and presets."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from peftjax.models.bert.config import read_bert, write_bert
 from peftjax.models.bert.model import Bert
@@ -45,16 +47,16 @@ def names(model: Bert, base: str) -> Named:
         yield from module(ours, ours.replace("/", "."), "dense")
 
 
-def _build(config: Json, shapes: Shapes, *, roberta: bool) -> Bert:
+def _build(config: Json, shapes: Shapes) -> Bert:
     pooler = any(name.endswith("pooler.dense.weight") for name in shapes)
-    return Bert(read_bert(config, roberta=roberta), with_pooler=pooler)
+    return Bert(read_bert(config), with_pooler=pooler)
 
 
 _BUFFERS = r"(.*\.)?embeddings\.(position|token_type)_ids"
 _BERT = Checkpoint(
     "bert",
     mark=r"(bert\.)?embeddings\.word_embeddings\.weight",
-    build=lambda config, shapes: _build(config, shapes, roberta=False),
+    build=_build,
     head=("classifier.weight", 0),
     heads=r"(classifier|qa_outputs)\..*",
     unused=rf"{_BUFFERS}|cls\..*",
@@ -65,7 +67,7 @@ _BERT = Checkpoint(
 _ROBERTA = Checkpoint(
     "roberta",
     mark=r"(roberta\.)?embeddings\.word_embeddings\.weight",
-    build=lambda config, shapes: _build(config, shapes, roberta=True),
+    build=_build,
     head=("classifier.out_proj.weight", 0),
     heads=r"(classifier|qa_outputs)\..*",
     unused=rf"{_BUFFERS}|lm_head\..*|(roberta\.)?pooler\..*",
@@ -73,15 +75,23 @@ _ROBERTA = Checkpoint(
     prefix="roberta.",
     architecture="Roberta",
 )
+_XLM = replace(_ROBERTA, name="xlm-roberta", architecture="XLMRoberta")
+
+
+def _written(model: Bert) -> Checkpoint:
+    if model.config.roberta:
+        return _XLM if model.config.xlm else _ROBERTA
+    return _BERT
+
 
 BERT = Family(
     Bert,
-    called=("bert", "roberta", "minilm"),
-    checkpoints=(_BERT, _ROBERTA),
+    called=("bert", "roberta", "xlm-roberta", "minilm"),
+    checkpoints=(_BERT, _ROBERTA, _XLM),
     names={"hf": names},
     examples=text_example,
     write_config=lambda model, channels: write_bert(model.config),
     placements=Placements(PARTS),
     tokenizer="tokenizer.json",
-    written_as=lambda model: _ROBERTA if model.config.roberta else _BERT,
+    written_as=_written,
 )

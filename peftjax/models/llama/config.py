@@ -1,13 +1,10 @@
-"""The architecture of Llama, and its `config.json`, both ways."""
+"""The architecture of Llama and its kin."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from peftjax.models.config_json import Json, check_neutral, filled, number, wrong
+from peftjax.models.llama.places import Sight
 from peftjax.models.rope import DEFAULT_ROPE, Rope
 
 
@@ -31,6 +28,14 @@ class LlamaConfig:
         mlp_bias: gate, up, down have biases.
         attention_dropout: probability of dropping an attention weight.
         tie_word_embeddings: the embedding table is the output layer too.
+        model_type: `"llama"`, `"mistral"`, `"qwen2"` (q, k, v have biases), `"qwen3"`
+            (norms on q and k), `"gemma2"` or `"gemma3_text"` (see `gemma`).
+        sliding_window: how many tokens, itself among them, a token sees; None: all.
+        full_layers: layers that see all in spite of a window.
+        local_rope: of the layers with a window; None: as of the others.
+        query_pre_attn_scalar: scores are divided by its root; None: by `head_dim`'s.
+        attn_logit_softcapping: what scores are softly kept below; None: nothing.
+        final_logit_softcapping: the same of the language model's logits.
     """
 
     vocab_size: int = 32000
@@ -48,58 +53,46 @@ class LlamaConfig:
     mlp_bias: bool = False
     attention_dropout: float = 0.0
     tie_word_embeddings: bool = False
+    model_type: str = "llama"
+    sliding_window: int | None = None
+    full_layers: tuple[int, ...] = ()
+    local_rope: Rope | None = None
+    query_pre_attn_scalar: float | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
 
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether q, k, v have biases."""
+        return self.attention_bias or self.model_type == "qwen2"
 
-def read_llama(config: Json) -> LlamaConfig:
-    """Return the fields in a Llama's `config.json`.
+    @property
+    def qk_norm(self) -> bool:
+        """Whether q and k of each head are normalised before they are rotated."""
+        return self.model_type in ("qwen3", "gemma3_text")
 
-    Raises:
-        CheckpointError: a value is of another type or out of range, or asks for what
-            the model here does not compute.
-    """
-    check_neutral(config)
-    heads = number(config, "num_attention_heads", LlamaConfig.num_attention_heads)
-    width = number(config, "hidden_size", LlamaConfig.hidden_size)
-    defaults = LlamaConfig(
-        num_key_value_heads=heads, head_dim=width // heads, rope=_read_rope(config)
-    )
-    return filled(defaults, config, skip=("rope",))
+    @property
+    def gemma(self) -> bool:
+        """Whether it has Gemma's norms and scale of the embeddings.
 
+        Norms multiply by `1 + scale`; one more follows attention and MLP of each layer;
+        embeddings are multiplied by the root of their size.
+        """
+        return self.model_type in ("gemma2", "gemma3_text")
 
-def write_llama(config: LlamaConfig) -> dict[str, Any]:
-    """Return what `read_llama` reads."""
-    fields = dataclasses.asdict(config)
-    rope = fields.pop("rope")
-    used = {"default": [], "linear": ["factor"]}.get(rope["kind"], list(rope)[2:])
-    parameters = {"rope_type": rope["kind"], "rope_theta": rope["theta"]}
-    parameters |= {name: rope[name] for name in used}
-    return {**fields, "model_type": "llama", "rope_parameters": parameters}
+    @property
+    def windowed(self) -> tuple[bool, ...]:
+        """Which layers see a window only."""
+        window = self.sliding_window is not None
+        depth = range(self.num_hidden_layers)
+        return tuple(window and i not in self.full_layers for i in depth)
 
-
-def _read_rope(config: Json) -> Rope:
-    """Read `rope_parameters`, or `rope_theta` and `rope_scaling` of older files."""
-    both = (config.get("rope_parameters"), config.get("rope_scaling"))
-    scaling = next((value for value in both if value not in (None, {})), {})
-    if not isinstance(scaling, Mapping):
-        raise wrong("rope_parameters", "an object", {"rope_parameters": scaling})
-    values = {"rope_theta": config.get("rope_theta"), **scaling}
-    check_neutral(values)
-    theta = number(values, "rope_theta", Rope.theta)
-    if theta <= 0:
-        raise wrong("rope_theta", "more than 0", values)
-    values["rope_type"] = kind = values.get("rope_type", values.get("type", "default"))
-    names = {
-        "default": [],
-        "linear": ["factor"],
-        "llama3": [field.name for field in dataclasses.fields(Rope)[2:]],
-    }.get(kind if isinstance(kind, str) else "")
-    if names is None:
-        raise wrong("rope_type", "default, linear or llama3", values)
-    fields = {}
-    for name in names:
-        fields[name] = number(values, name, getattr(Rope, name))
-        if values.get(name) is None or fields[name] <= 0:
-            raise wrong(name, f"more than 0 for rope type {kind}", values)
-    if fields.get("low_freq_factor", 0) >= fields.get("high_freq_factor", 1):
-        raise wrong("high_freq_factor", "more than low_freq_factor", values)
-    return Rope(theta=theta, kind=kind, **fields)  # pyright: ignore
+    @property
+    def sights(self) -> tuple[Sight, ...]:
+        """What layers see: all that is before; or a window; or both, in this order."""
+        full = Sight(self.rope.frequencies(self.head_dim))
+        local = (self.local_rope or self.rope).frequencies(self.head_dim)
+        near = Sight(local, self.sliding_window)
+        if not any(self.windowed):
+            return (full,)
+        return (near,) if all(self.windowed) else (full, near)

@@ -1,4 +1,8 @@
-"""Llama 1 to 3 (arXiv 2302.13971, 2307.09288, 2407.21783).
+"""Llama 1 to 3 (arXiv 2302.13971, 2307.09288, 2407.21783), and what differs little.
+
+`LlamaConfig.model_type` says what: Mistral (arXiv 2310.06825) sees a window, Qwen2
+(2407.10671) has biases on q, k, v, Qwen3 (2505.09388) norms on q and k, Gemma 2 and 3
+(2408.00118, 2503.19786) further norms, soft-capped scores and layers with a window.
 
 Parameters, named as in the original: `embed_tokens`, then per layer `input_layernorm`,
 `self_attn/{q,k,v,o}_proj`, `post_attention_layernorm`, `mlp/{gate,up,down}_proj`, and
@@ -8,6 +12,8 @@ Parameters, named as in the original: `embed_tokens`, then per layer `input_laye
 
 from __future__ import annotations
 
+from functools import partial
+from math import sqrt
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -25,6 +31,19 @@ from peftjax.models.rope import rotate
 _normal = nn.initializers.normal(0.02)
 
 
+class GemmaNorm(nn.Module):
+    """`(1 + scale) x / rms(x)`, computed in float32."""
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.zeros, x.shape[-1:])
+        norm = nn.RMSNorm(self.epsilon, dtype=jnp.float32, use_scale=False)
+        return (norm(x) * (1.0 + scale.astype(jnp.float32))).astype(self.dtype)
+
+
 class _Part(nn.Module):
     """What the parts of the model share."""
 
@@ -37,8 +56,9 @@ class _Part(nn.Module):
             features, use_bias=bias, dtype=self.dtype, kernel_init=_normal, name=name
         )
 
-    def norm(self, name: str) -> nn.RMSNorm:
-        return nn.RMSNorm(self.config.rms_norm_eps, dtype=self.dtype, name=name)
+    def norm(self, name: str) -> nn.Module:
+        kind = GemmaNorm if self.config.gemma else nn.RMSNorm
+        return kind(self.config.rms_norm_eps, dtype=self.dtype, name=name)
 
 
 class Attention(_Part):
@@ -46,17 +66,20 @@ class Attention(_Part):
 
     @nn.compact
     def __call__(self, x, layer, where, cache):
-        config = self.config
-        bias, size = config.attention_bias, config.head_dim
-        groups = config.num_key_value_heads
+        config, (mask, rotation) = self.config, where["sight"]
+        groups, size = config.num_key_value_heads, config.head_dim
 
         def heads(count: int, name: str) -> jax.Array:
-            y = self.dense(count * size, bias, name)(x)
+            y = self.dense(count * size, config.qkv_bias, f"{name}_proj")(x)
             return y.reshape(*x.shape[:2], count, size)
 
-        q = rotate(heads(config.num_attention_heads, "q_proj"), *where["rotation"])
-        k = rotate(heads(groups, "k_proj"), *where["rotation"])
-        v = heads(groups, "v_proj")
+        def rotated(count: int, name: str) -> jax.Array:
+            y = heads(count, name)
+            y = self.norm(f"{name}_norm")(y) if config.qk_norm else y
+            return rotate(y, *rotation)
+
+        q = rotated(config.num_attention_heads, "q")
+        k, v = rotated(groups, "k"), heads(groups, "v")
         if cache is not None:
             cache = tuple(
                 jax.lax.dynamic_update_slice(
@@ -68,9 +91,19 @@ class Attention(_Part):
             k, v = k.astype(q.dtype), v.astype(q.dtype)
         rate = 0.0 if self.deterministic else config.attention_dropout
         key = self.make_rng("dropout") if rate else None
-        y = attend(q, k, v, where["mask"], dropout=rate, dropout_key=key)
+        y = attend(
+            q,
+            k,
+            v,
+            mask,
+            scale=1 / sqrt(config.query_pre_attn_scalar or size),
+            softcap=config.attn_logit_softcapping,
+            dropout=rate,
+            dropout_key=key,
+        )
         y = y.reshape(*x.shape[:2], -1)
-        return self.dense(config.hidden_size, bias, "o_proj")(y), cache
+        output = self.dense(config.hidden_size, config.attention_bias, "o_proj")
+        return output(y), cache
 
 
 class Mlp(_Part):
@@ -86,7 +119,7 @@ class Mlp(_Part):
 
 
 class Layer(_Part):
-    """One pre-norm layer.
+    """One pre-norm layer; Gemma's has norms behind attention and MLP too.
 
     The carry holds `x [batch, tokens, features]`, `cache` (the keys and values of all
     layers, each of which writes its own) and, where asked for, `hidden`
@@ -94,15 +127,25 @@ class Layer(_Part):
     """
 
     @nn.compact
-    def __call__(self, carry: dict, index: Any, where: dict) -> tuple[dict, None]:
+    def __call__(self, carry: dict, own: dict, where: dict) -> tuple[dict, None]:
         fields = (self.config, self.deterministic, self.dtype)
-        x, hidden = carry["x"], carry["hidden"]
+        x, hidden, index = carry["x"], carry["hidden"], own["index"]
+        sight, *windowed = where["sights"]
+        for other in windowed:
+            sight = jax.tree.map(partial(jnp.where, own["windowed"]), other, sight)
+        where = {"index": where["index"], "sight": sight}
         attention = Attention(*fields, name="self_attn")
         y, cache = attention(
             self.norm("input_layernorm")(x), index, where, carry["cache"]
         )
-        x = x + y
-        x = x + Mlp(*fields, name="mlp")(self.norm("post_attention_layernorm")(x))
+        if self.config.gemma:
+            x = x + self.norm("post_attention_layernorm")(y)
+            y = Mlp(*fields, name="mlp")(self.norm("pre_feedforward_layernorm")(x))
+            x = x + self.norm("post_feedforward_layernorm")(y)
+        else:
+            x = x + y
+            y = self.norm("post_attention_layernorm")(x)
+            x = x + Mlp(*fields, name="mlp")(y)
         if hidden is not None:
             hidden = hidden.at[index + 1].set(x)
         return {"x": x, "cache": cache, "hidden": hidden}, None
@@ -181,14 +224,13 @@ class Llama(nn.Module):
         """
         self._check(input_ids, attention_mask, cache, segment_ids)
         config, hidden = self.config, None
-        frequencies = config.rope.frequencies(config.head_dim)
         if segment_ids is None:
             ones = jnp.ones_like(input_ids)
             mask = ones if attention_mask is None else attention_mask
-            where, cache = in_one_text(mask.astype(bool), cache, frequencies)
+            where, cache = in_one_text(mask.astype(bool), cache, config.sights)
         else:
             mask = segment_ids > 0
-            where = in_several_texts(segment_ids, frequencies)
+            where = in_several_texts(segment_ids, config.sights)
         table = nn.Embed(
             config.vocab_size,
             config.hidden_size,
@@ -197,6 +239,8 @@ class Llama(nn.Module):
             name="embed_tokens",
         )
         x = table(input_ids)
+        if config.gemma:
+            x = x * jnp.asarray(sqrt(config.hidden_size), x.dtype)
         if output_hidden_states:
             hidden = jnp.zeros((config.num_hidden_layers + 1, *x.shape), x.dtype)
             hidden = hidden.at[0].set(x)
@@ -205,13 +249,17 @@ class Llama(nn.Module):
             {"config": config, "deterministic": not train, "dtype": self.dtype},
             config.num_hidden_layers,
             {"x": x, "cache": cache and (cache.key, cache.value), "hidden": hidden},
-            np.arange(config.num_hidden_layers),
+            {
+                "index": np.arange(config.num_hidden_layers),
+                "windowed": np.array(config.windowed),
+            },
             where,
             name="layers",
             scan=self.scan_layers,
             remat=self.remat,
         )
-        x = nn.RMSNorm(config.rms_norm_eps, dtype=self.dtype, name="norm")(carry["x"])
+        norm = GemmaNorm if config.gemma else nn.RMSNorm
+        x = norm(config.rms_norm_eps, dtype=self.dtype, name="norm")(carry["x"])
         result: list[Any] = [self._result(x, mask, table)]
         if cache is not None:
             (key, value), used = carry["cache"], cache.used + x.shape[1]
@@ -234,9 +282,15 @@ class Llama(nn.Module):
             )
 
         if self.head == "lm":
-            if self.config.tie_word_embeddings:
-                return table.attend(x).astype(jnp.float32)
-            return output(self.config.vocab_size, "lm_head")(x).astype(jnp.float32)
+            tied, cap = (
+                self.config.tie_word_embeddings,
+                self.config.final_logit_softcapping,
+            )
+            product = (
+                table.attend if tied else output(self.config.vocab_size, "lm_head")
+            )
+            logits = product(x).astype(jnp.float32)
+            return logits if cap is None else cap * jnp.tanh(logits / cap)
         tokens = jnp.arange(mask.shape[1])
         last = jnp.max(jnp.where(mask.astype(bool), tokens, 0), axis=1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.models.rope import rotation
+
+
+class Sight(NamedTuple):
+    """What the layers of a kind see.
+
+    Attributes:
+        frequencies: of `Rope.frequencies`.
+        window: how many tokens, itself among them, a token sees; None: all before it.
+    """
+
+    frequencies: np.ndarray
+    window: int | None = None
+
+    def of(self, positions: jax.Array, mask: jax.Array, distance: jax.Array) -> Any:
+        """Return the mask `[..., queries, keys]` within the window, and the rotation.
+
+        Args:
+            positions: as `rotation` takes them.
+            mask: what there is to see.
+            distance: `[queries, keys]`, how far back a key stands.
+        """
+        near = mask if self.window is None else mask & (distance < self.window)
+        return near[:, None], rotation(positions, self.frequencies)
 
 
 class Cache(NamedTuple):
@@ -33,43 +57,39 @@ class Cache(NamedTuple):
 
 
 def in_one_text(
-    token: jax.Array, cache: Cache | None, frequencies: np.ndarray
+    token: jax.Array, cache: Cache | None, sights: Sequence[Sight]
 ) -> tuple[dict[str, Any], Cache | None]:
-    """Return positions and mask of the new tokens, and the cache that has them.
+    """Return slot and sights of the new tokens, and the cache that has them.
 
     Args:
         token: `[batch, tokens]`, boolean: no padding.
         cache: of the tokens before them.
-        frequencies: of `Rope.frequencies`.
+        sights: of the layers.
     """
     index, new = 0, jnp.arange(token.shape[1])
     if cache is not None:
         index = cache.used
         mask = jax.lax.dynamic_update_slice(cache.mask, token, (0, index))
         cache, token = cache._replace(mask=mask), mask
-    causal = jnp.arange(token.shape[1]) <= (index + new)[:, None]
-    return {
-        "index": index,
-        "mask": (causal & token[:, None, :])[:, None],
-        "rotation": rotation(index + new, frequencies),
-    }, cache
+    distance = (index + new)[:, None] - jnp.arange(token.shape[1])
+    mask = (distance >= 0) & token[:, None, :]
+    seen = [sight.of(index + new, mask, distance) for sight in sights]
+    return {"index": index, "sights": seen}, cache
 
 
-def in_several_texts(segments: jax.Array, frequencies: np.ndarray) -> dict[str, Any]:
-    """Return positions and mask of rows of several texts that do not see each other.
+def in_several_texts(segments: jax.Array, sights: Sequence[Sight]) -> dict[str, Any]:
+    """Return sights in rows of several texts that do not see each other.
 
     Args:
         segments: `[batch, tokens]`, integers: the number of each token's text, the same
             from its first to its last; 0 for padding.
-        frequencies: of `Rope.frequencies`.
+        sights: of the layers.
     """
     tokens = jnp.arange(segments.shape[1])
     before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     starts = jax.lax.cummax(jnp.where(segments != before, tokens, 0), axis=1)
+    distance = tokens[:, None] - tokens
     same = segments[:, :, None] == segments[:, None, :]
-    causal = tokens[None, :] <= tokens[:, None]
-    return {
-        "index": 0,
-        "mask": (same & causal & (segments > 0)[:, None, :])[:, None],
-        "rotation": rotation(tokens - starts, frequencies),
-    }
+    mask = same & (distance >= 0) & (segments > 0)[:, None, :]
+    seen = [sight.of(tokens - starts, mask, distance) for sight in sights]
+    return {"index": 0, "sights": seen}
