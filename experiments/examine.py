@@ -18,6 +18,7 @@ from typing import Any
 
 import peftjax as pj
 from experiments import cli, tasks
+from experiments.tasks.task import reading
 from experiments.workdir import ADAPTER
 from peftjax.hub import files
 
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         adapters = files.load(place, peft, base)
     start = time.perf_counter()
     run = SimpleNamespace(outline=outline, base=base, peft=peft)
-    found: dict[str, Any] = outline.examine(run, adapters, watch=_progress)
+    with reading(config.name):
+        found: dict[str, Any] = outline.examine(run, adapters, watch=_progress)
     found["seconds"] = round(time.perf_counter() - start, 1)
     print(json.dumps(found))
 

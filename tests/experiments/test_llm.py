@@ -15,6 +15,7 @@ from experiments.chat import Talk
 from experiments.checks import UnfitSettings
 from experiments.hparams import lines
 from experiments.run import Run
+from experiments.tasks.task import UnreadableData
 from peftjax.evaluation import answer
 from peftjax.hub import files
 from peftjax.models import load, save
@@ -162,6 +163,20 @@ def test_examining_the_base_and_the_run(place, done, monkeypatch, capsys):
     assert found["exact_match"] == result["scores"]["exact_match"]
     examine.main(["--config", source])
     assert json.loads(capsys.readouterr().out)["problems"] == 4
+    odd = config(place, eos="<none>")
+    monkeypatch.setattr(examine.cli.Source, "config", lambda self: odd)
+    with pytest.raises(SystemExit, match="UnreadableData.*data.eos='<none>'"):
+        examine.main(["--config", source])
+
+
+def test_rows_that_cannot_be_learned_from_are_told_in_one_line(place, tmp_path):
+    columns = config(place, kind="instructions", files={"train": "gsm8k/train.jsonl"})
+    for odd, told in (
+        (columns, "row 1: no column 'instruction'; expected"),
+        (config(place, max_length=4), "none of .* token to learn within 4 tokens"),
+    ):
+        with pytest.raises(UnreadableData, match=f"smollm2_gsm8k, gsm8k: .*{told}"):
+            finetune.run(odd, tmp_path / "run")
 
 
 @pytest.mark.parametrize("merged", [False, True])
