@@ -135,16 +135,17 @@ def dare_ties(
     return _apart(modules, weights, a, b)
 
 
-def lorahub(modules: Modules, weights: Sequence[float]) -> Combined:
+def lorahub(modules: Modules, weights: Sequence[float] | jax.Array) -> Combined:
     """Return the module `A = Σ w_n A_n`, `B = Σ w_n B_n` at the modules' own scale.
 
     The product is quadratic in w: at w = 0 it vanishes with its gradient, so weights
-    cannot be learned by gradients from there.
+    cannot be learned by gradients from there; `peftjax.search.weigh` searches. The
+    weights may be traced, so that candidates share one compiled program.
 
     Raises:
         ValueError: ranks or scales differ, no modules, or another number of weights.
     """
-    _scaled(modules, weights)
+    _check(modules, weights)
     method = modules[0][0]
     if any((m.rank, m.scale) != (method.rank, method.scale) for m, _ in modules):
         raise ValueError(
@@ -246,13 +247,17 @@ def dare_ties_svd(
     return _products(modules, weights, rank, merge)
 
 
-def _scaled(modules: Modules, weights: Sequence[float]) -> list[float]:
-    """Return `w_n s_n`."""
+def _check(modules: Modules, weights: Sequence[float] | jax.Array) -> None:
     if not modules or len(modules) != len(weights):
         raise ValueError(
             f"expected modules and as many weights, found {len(modules)} modules and "
             f"{len(weights)} weights"
         )
+
+
+def _scaled(modules: Modules, weights: Sequence[float]) -> list[float]:
+    """Return `w_n s_n`."""
+    _check(modules, weights)
     return [float(w) * method.scale for w, (method, _) in zip(weights, modules)]
 
 
