@@ -24,6 +24,7 @@ from experiments.preemption import Stop, stop_on_signals
 from experiments.programs import ProgramCache
 from experiments.records import circumstances, plain, title
 from experiments.run import Run
+from experiments.samples import scored
 from experiments.selection import Selection
 from experiments.trackers import trackers
 from experiments.workdir import (
@@ -152,7 +153,8 @@ def _trained(
     step, adapters = selection.chosen(last)
     folder.own(f"{ADAPTER}.json", f"{ADAPTER}.safetensors")
     size = led(lambda: _saved(one, place / ADAPTER, adapters))
-    scores = one.score(adapters, one.data.test) | one.examined(adapters)
+    scores = scored(one, folder, adapters, one.data.test, "test")
+    scores |= one.examined(adapters)
     found: dict[str, Any] = {
         "scores": finite(scores),
         # Of a run that was interrupted nobody counted the first part.

@@ -10,6 +10,7 @@ from experiments.arguments import known
 from experiments.checks import SELECTIONS
 from experiments.documents import DamagedFile
 from experiments.run import Run
+from experiments.samples import scored
 from experiments.workdir import BEST, METRICS, RunFolder
 from peftjax.hub import files
 from peftjax.parallel.distributed import led
@@ -45,7 +46,8 @@ class Selection:
 
         def evaluate(state: Any) -> dict[str, float]:
             adapters = one.peft.combine(state.trainable, state.frozen)
-            scores = one.score(adapters, split)
+            picture = f"step_{int(state.step):06}"
+            scores = scored(one, self.folder, adapters, split, picture)
             if not self.last:
                 step, score = int(state.step), scores[one.outline.metric]
                 led(lambda: self._keep(step, score, adapters))

@@ -28,7 +28,7 @@ from peftjax.training.trackers import TENSORBOARD, WANDB
 
 PLAN, SETTINGS, RESULT = "plan.json", "settings.json", "result.json"
 METRICS, CHECKPOINTS, MERGED = "metrics.jsonl", "checkpoints", "merged.safetensors"
-ADAPTER, BEST = "adapter", "best"
+ADAPTER, BEST, SAMPLES = "adapter", "best", "samples"
 SEARCH, SUPERNET, RETRAINED = "search.json", "supernet", "retrained"
 ARCHIVE, STRUCTURE = "archive.png", "structure.png"
 UNFINISHED = (CHECKPOINTS, SEARCH, SUPERNET)
@@ -40,6 +40,7 @@ FILES = (
     METRICS,
     ARCHIVE,
     STRUCTURE,
+    SAMPLES,
     RETRAINED,
     TENSORBOARD,
     WANDB,

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.arguments import known
-from experiments.tasks import digits, glue, images, llm, own_images, own_text
+from experiments.tasks import diffusion, digits, glue, images, llm, own_images, own_text
 
 FAMILIES: dict[str, Any] = {
+    "diffusion": diffusion,
     "digits": digits,
     "glue": glue,
     "images": images,

@@ -39,7 +39,7 @@ def base(config: ConfigDict, outline: Outline, stop: Stop | None = None) -> Any:
         return _splits(config.pretrain)[:2]
 
     model, example = outline.model, outline.example
-    trained = pretrained(config, model, example, read, loss, outputs, stop)
+    trained = pretrained(config, model, example, read, loss, outputs, score, stop)
     return with_new_head(trained)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,11 +25,10 @@ from experiments.optimizer import numbers, optimizer
 from experiments.preemption import Stop
 from experiments.programs import starter
 from experiments.records import digest
-from experiments.tasks.task import abstract
+from experiments.tasks.task import Score, abstract
 from peftjax import storage
 from peftjax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from peftjax.hub.tensors import load_tree, save_tree
-from peftjax.models.vit import ViT
 from peftjax.parallel.distributed import led
 from peftjax.parallel.sharding import own_rows
 from peftjax.training.evaluation import evaluate, make_eval
@@ -41,11 +41,12 @@ SAVE_STEPS = 500  # between checkpoints
 
 def pretrained(
     config: ConfigDict,
-    model: ViT,
+    model: nn.Module,
     example: tuple[Any, ...],
     data: Callable[[], tuple[Arrays, Arrays]],
     loss: Callable[..., jax.Array],
     outputs: Callable[..., dict[str, jax.Array]],
+    score: Score,
     stop: Stop | None = None,
 ) -> Any:
     """Return the variables of the base model, trained or read from the cache.
@@ -57,7 +58,8 @@ def pretrained(
         data: reads training and validation examples; not called where the cache has
             the weights.
         loss: as `make_step` takes it.
-        outputs: as `make_eval` takes it; logits, under `"outputs"`.
+        outputs: as `make_eval` takes it, under `"outputs"`.
+        score: validation labels and outputs to what is printed.
         stop: asked after each step; True saves a checkpoint and raises `Preempted`.
     """
     key = digest(config.model, config.pretrain, config.data)
@@ -71,7 +73,9 @@ def pretrained(
         if not led(there):
             mesh = mesh_of(config)
             check_batch("pretrain.batch", config.pretrain.batch, mesh)
-            training = _Training(config.pretrain, mesh, model, example, loss, outputs)
+            training = _Training(
+                config.pretrain, mesh, model, example, loss, outputs, score
+            )
             place = file.with_suffix(".training")
             variables = training.run(*data(), place, stop)
 
@@ -90,10 +94,11 @@ class _Training:
 
     settings: ConfigDict
     mesh: Any
-    model: ViT
+    model: nn.Module
     example: tuple[Any, ...]
     loss: Callable[..., jax.Array]
     outputs: Callable[..., dict[str, jax.Array]]
+    score: Score
 
     def run(
         self, examples: Arrays, validation: Arrays, place: Path, stop: Stop | None
@@ -128,9 +133,10 @@ class _Training:
         part = own_rows(mesh, settings.batch)
         batches = eval_batches(validation, settings.batch, part)
         eval_step = make_eval(peft, self.outputs, mesh)
-        logits = evaluate(eval_step, base, adapters, batches)["outputs"]
-        accuracy = (logits.argmax(-1) == validation["label"]).mean()
-        print(f"base model: validation accuracy {accuracy:.3f}", flush=True)
+        found = evaluate(eval_step, base, adapters, batches)["outputs"]
+        scores = self.score(validation["label"], found)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        print(f"base model: validation {shown}", flush=True)
         return jax.device_get(peft.merge(fresh, adapters))
 
     def _fresh(self) -> Any:

@@ -121,6 +121,7 @@ def _pretrained(config: ConfigDict, outline: Outline, stop: Stop | None) -> Any:
         functools.partial(_others, config),
         _augmented_loss(norm),
         outputs_of(norm),
+        score,
         stop,
     )["params"]
     head = outline.abstract()["params"]["head"]

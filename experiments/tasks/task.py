@@ -48,6 +48,8 @@ class Outline:
         examine: of a run and its adapters (None: of the base), further scores that are
             taken once, at the end; None where there are none. `watch=f` is told how
             many answers there are.
+        picture: of labels and outputs, where these are pictures: a uint8 `[H, W, C]`
+            that shows some.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Outline:
     note: str
     entry: str = "pos_embed"
     examine: Callable[..., dict[str, float]] | None = None
+    picture: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     def abstract(self) -> Any:
         """Return the variables' shapes and dtypes; nothing is computed."""

@@ -13,6 +13,7 @@ from peftjax.models.clip import (
 )
 from peftjax.models.deberta import Deberta, DebertaConfig
 from peftjax.models.dinov2 import Dinov2, Dinov2Config
+from peftjax.models.dit import DiT
 from peftjax.models.encoder import Encoding
 from peftjax.models.families import FAMILIES, family_of
 from peftjax.models.family import Family
@@ -40,6 +41,7 @@ __all__ = [
     "ClipVisionConfig",
     "Deberta",
     "DebertaConfig",
+    "DiT",
     "Dinov2",
     "Dinov2Config",
     "Encoding",
