@@ -89,7 +89,8 @@ _SEARCHED = (
     "recalled, not read in the paper)"
 )
 NOTES = {
-    "glora_search": "the supernet; what is found has at most `search.limit`",
+    "glora_search": f"the supernet; what is found has at most {SEARCH['limit']:,}, "
+    "the 0.44 M of glora_r4",
     "glora": "largest subnet; the table prints no size of the searched ones",
     "glora_r2": _SEARCHED.format("0.31", "0.29"),
     "glora_r4": _SEARCHED.format("0.50", "0.44"),
