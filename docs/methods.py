@@ -62,8 +62,8 @@ def index() -> str:
         "training step, over the frozen model's forward and input gradient. (No "
         "adapter needs the gradient of its block's own input: hence numbers below "
         "1.)\n",
-        "| method | adds | trained | FLOPs | memory |",
-        "|---|---|---:|---:|---:|",
+        "| method | adds | paper | trained | FLOPs | memory |",
+        "|---|---|---|---:|---:|---:|",
     ]
     for cls in methods.ALL:
         cost = measured().get(cls.__name__)
@@ -71,7 +71,7 @@ def index() -> str:
             f"{cost[of]:.2f}" if cost else "" for of in ("flops", "temporary_bytes")
         ]
         rows.append(
-            f"| [{cls.__name__}]({cls.__name__}.md) | {adds(cls)} | "
+            f"| [{cls.__name__}]({cls.__name__}.md) | {adds(cls)} | {papers(cls)} | "
             f"{count(example(cls)):,} | {over[0]} | {over[1]} |"
         )
     return "\n".join(rows) + "\n"
@@ -88,6 +88,13 @@ def sources(cls: type[Method]) -> str:
     said = (sys.modules[cls.__module__].__doc__ or "").partition("\n\n")[2].strip()
     link = r"arXiv [\1](https://arxiv.org/abs/\1)"
     return re.sub(r"arXiv\s+(\d{4}\.\d{5})", link, said)
+
+
+def papers(cls: type[Method]) -> str:
+    """Return links to the papers, as its file and its class name them."""
+    said = (sys.modules[cls.__module__].__doc__ or "") + (cls.__doc__ or "")
+    found = dict.fromkeys(re.findall(r"arXiv\s+(\d{4}\.\d{5})", said))
+    return ", ".join(f"[{n}](https://arxiv.org/abs/{n})" for n in found)
 
 
 def tested(cls: type[Method]) -> tuple[str, str]:

@@ -69,6 +69,31 @@ def step_time() -> str:
     return _table(head, rows) + "\n\n" + "\n".join(below)
 
 
+def llm_time() -> str:
+    """Return how a language model trains and generates, beside torch."""
+    found = json.loads(BENCHMARKS.read_text())["llm_time"]
+    head = ("", "tokens per second", "torch's", "torch's time / ours")
+    rows = []
+    for name in ("train", "train scanned", "generate"):
+        each = found[name]
+        pace = each["tokens_per_second"], each["torch_tokens_per_second"]
+        ratio = _shown(each["torch_over_ours"])
+        rows.append((name, *(f"{value:.0f}" for value in pace), ratio))
+    return f"{_table(head, rows)}\n\n{_machine(found)}"
+
+
+def tpu_bytes() -> str:
+    """Return what a step takes over the bound on a TPU."""
+    found = json.loads((RESULTS / "tpu_bytes.json").read_text())["figures"]
+    keys = [f"{key}_over_bound" for key in ("flops", "bytes", "temporary_bytes")]
+    rows = [
+        (name, *(_shown(each[key]) for key in keys))
+        for name, each in found.items()
+        if name != "bound"
+    ]
+    return _table(("method", "FLOPs", "bytes", "temporaries"), rows)
+
+
 def llm_quantised() -> str:
     """Return what a LoRA over a base in few bits costs, on each machine."""
     head = ("base", "kernels", "temporary memory", "time", "loss, steps 1 and 6")
@@ -138,7 +163,12 @@ def _machine(found: Mapping[str, Any]) -> str:
 
 
 PAGES = {
-    README: {"quickstart": quickstart, "step_time": step_time},
+    README: {"quickstart": quickstart},
+    ROOT / "docs/cost.md": {
+        "step_time": step_time,
+        "llm_time": llm_time,
+        "tpu_bytes": tpu_bytes,
+    },
     ROOT / "docs/quantised.md": {"llm_quantised": llm_quantised},
     ROOT / "docs/language_models.md": {"llm_packed": llm_packed},
 }

@@ -35,7 +35,7 @@ from peftjax.methods.ssf import SSF
 from peftjax.methods.trainable_tokens import TrainableTokens
 from peftjax.methods.vera import VeRA
 
-# The names that `peftjax` has too, in the order of the README's table.
+# The names that `peftjax` has too, in the order of the site's table.
 __all__ = [
     "LoRA",
     "DoRA",

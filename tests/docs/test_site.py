@@ -94,6 +94,10 @@ def test_a_method_has_its_page(name):
     assert ("](https://arxiv.org/abs/" in page) == paper
     assert methods.tested(CALLED[name])[1] in page
     assert methods.cost(name) in page
+    row = f"| [{name}]({name}.md) | {methods.adds(CALLED[name])} | "
+    row += f"{methods.papers(CALLED[name])} | "
+    assert len(methods.adds(CALLED[name])) > 5 and row in PAGES["methods/index.md"]
+    assert bool(methods.papers(CALLED[name])) >= paper
 
 
 def test_costs_are_those_of_the_results():
@@ -123,6 +127,13 @@ def test_every_link_has_an_end():
     assert broken(PAGES) == []
     planted = {**PAGES, "pods/x.md": "[a](../index.md) [b](index.md)"}
     assert broken(planted) == ["pods/x.md: index.md"]
+
+
+@pytest.mark.parametrize("file", ["README.md", *copies.FILES.values()])
+def test_every_link_in_the_clone_has_an_end(file):
+    links = re.findall(r"\]\(([^)\s#]+)", (ROOT / file).read_text("utf-8"))
+    paths = [(ROOT / file).parent / link for link in links if "://" not in link]
+    assert [path for path in paths if not path.exists()] == []
 
 
 def test_files_named_to_contributors_are_there():

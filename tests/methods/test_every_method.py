@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +14,6 @@ from peftjax.hub.torch.codecs import CODECS
 from peftjax.presets import rules
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
 VOCABULARY = (ROOT / "docs" / "vocabulary.md").read_text("utf-8")
 
 
@@ -28,15 +26,6 @@ def checked(method):
     """Return the settings that `check_method` is to see."""
     name = file_of_tests(method).removesuffix(".py").replace("/", ".")
     return getattr(import_module(name), "CHECKED", ())
-
-
-def readme_row(method):
-    """Return the row of the README's table: the first line of the file, and papers."""
-    text = sys.modules[method.__module__].__doc__ or ""
-    adds = text.split("\n")[0].partition(": ")[2].rstrip(".")
-    found = re.findall(r"arXiv\s+(\d{4}\.\d{5})", text + (method.__doc__ or ""))
-    papers = [f"[{n}](https://arxiv.org/abs/{n})" for n in dict.fromkeys(found)]
-    return f"| `pj.{method.__name__}` | {adds} | {', '.join(papers)} |"
 
 
 def vocabulary():
@@ -71,8 +60,6 @@ def missing(method):
         lacks.append(
             "peftjax/hub/torch/codecs/__init__.py: a codec, or why there is none"
         )
-    if readme_row(method) not in README:
-        lacks.append(f"README.md: {readme_row(method)}")
     fields = {(name, field.name) for field in dataclasses.fields(method)}
     apart = {(name, setting) for setting in departures(method)}
     if fields - apart - VOCABULARY_PAIRS[False] or apart - VOCABULARY_PAIRS[True]:
@@ -130,6 +117,5 @@ def test_all_that_a_new_method_lacks_is_named():
         "tests/methods/test_test_every_method.py",
         "peftjax/__init__.py",
         "peftjax/hub/torch/codecs/__init__.py",
-        "README.md",
         "docs/vocabulary.md",
     ]
