@@ -12,6 +12,9 @@ pytestmark = pytest.mark.slow
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
 # Of each, what its last cell prints.
 PRINTED = {
+    "composition": r"learned 0\.[3-9]\d\d on test, merged differs by \d(\.\d)?e-0[5-9]",
+    "four_bits": r"float32: loss 0\.[01]\d, NF4, double: loss 0\.[01]\d",
+    "glora_search": r"found: test 0\.[6-9]\d\d; 16 random ones of its size: 0\.",
     "new_adapter": r"GainLoRA .*test 0\.[89]\d\d, merged differs by \d(\.\d)?e-0[5-9]",
     "serve_a_bank": r"ranks 2 and 4 in one bank: a \(2, 32, 4\)",
     "tour": r"hra\.safetensors: [\d,]+ bytes, read back equal: True",

@@ -119,7 +119,7 @@ def test_every_page_is_in_the_navigation():
     assert folders <= given and given - folders == {*WRITTEN, *copies.FILES}
     assert made == {*methods.pages(), *api.pages()}
     named = {target: (ROOT / target).is_file() for target in addresses(notebooks.nav())}
-    assert len(named) == 4 and all(named.values())
+    assert len(named) == 7 and all(named.values())
     assert {"A tour", "What LoRA learns"} <= {t for e in notebooks.nav() for t in e}
 
 
