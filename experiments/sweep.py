@@ -31,7 +31,7 @@ from experiments.run import Run
 from peftjax import storage
 from peftjax.parallel.distributed import any_of, led
 from peftjax.training.metrics import read_lines
-from peftjax.training.progress import FINISHED, STEP, Progress, Tell, silent
+from peftjax.training.progress import BEFORE, FINISHED, STEP, Progress, Tell, silent
 
 ASK_STEPS = 10  # several processes ask each other whether to stop
 
@@ -92,13 +92,16 @@ def scored(
     """Return the score of one run: the file's, or one that is added to it."""
     key = digest(settings(config), config.task, config.seed)
     known = led(lambda: read(file))
-    if key not in known:
+    if key in known:
+        tell(BEFORE)
+    else:
         value = score(config, cache, stop, tell)
         names = {name: config[name] for name in ("task", "method")}
         choice = {**names, "lr": config.optim.lr, "seed": config.seed}
         value = value if np.isfinite(value) else None
         entry = {"key": key, **choice, "score": value}
         known = led(lambda: add(file, entry))
+        tell(FINISHED)
     found = known[key]["score"]
     return float("nan") if found is None else found
 
@@ -137,10 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     one = options.config.config(**choices, seed=seed)
                     one.optim.lr = lr
                     check(one, "--grid")
-                    name = f"lr {lr:g}, {title(one)}"
-                    tell = partial(shown.tell, name)
+                    tell = partial(shown.tell, f"lr {lr:g}, {title(one)}")
                     scores.append(scored(file, one, cache, stop, tell))
-                    tell(FINISHED)
                 print(line(method, lr, scores), flush=True)
 
 

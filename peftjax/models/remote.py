@@ -38,7 +38,7 @@ def resolve(path_or_name: Any, revision: str | None, inside: str) -> Path:
         CheckpointError: there is neither, or it could be both.
     """
     path, name = storage.path(path_or_name).expanduser(), str(path_or_name)
-    asked = revision is not None or bool(inside)
+    asked, inside = revision is not None or bool(inside), inside.strip("/")
     if storage.exists(path):
         if asked:
             raise CheckpointError(
@@ -73,7 +73,7 @@ def chosen(name: str, inside: str, files: Sequence[str]) -> list[str]:
     >>> chosen("a/b", "", ["x.py", "config.json", "model.safetensors", "q.gguf"])
     ['config.json', 'model.safetensors']
     """
-    folder, file = inside.strip("/"), ""
+    folder, file = inside, ""
     if folder in files:
         folder, _, file = folder.rpartition("/")
     prefix = f"{folder}/" if folder else ""

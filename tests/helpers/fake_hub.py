@@ -75,6 +75,8 @@ class Handler(BaseHTTPRequestHandler):
             files = [x["path"] for x in json.loads(body)["files"]]
             mode = {"uploadMode": "regular", "shouldIgnore": False}
             return self._json({"files": [{"path": x, **mode} for x in files]})
+        from huggingface_hub import constants
+
         for line in body.splitlines():
             one = json.loads(line)
             if one["key"] == "file":
@@ -83,7 +85,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[one["value"]["path"]] = content
         return self._json(
             {
-                "commitUrl": f"{self.server.address}/{owner}/{name}/commit/{SHA}",
+                # The client takes this address apart by the endpoint that it knows.
+                "commitUrl": f"{constants.ENDPOINT}/{owner}/{name}/commit/{SHA}",
                 "commitOid": SHA,
             }
         )

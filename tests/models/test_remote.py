@@ -34,7 +34,7 @@ def test_a_model_is_fetched_once_and_loaded_without_a_network(served, monkeypatc
     fetched = len(served.asked)
     same_tree(expected, load("some/bert", revision="main")[1])
     assert len(served.asked) == fetched  # the cache has them
-    same_tree(expected, load("some/parts", inside="encoder")[1])
+    same_tree(expected, load("some/parts", inside="/encoder/")[1])
 
     gone = partial(hub.HfApi.func, endpoint="http://localhost:9", token="none")
     monkeypatch.setattr(hub, "HfApi", gone)
