@@ -32,7 +32,7 @@ from peftjax.data.packing import pack
 
 KERNELS = r".*_proj/kernel"
 FORMATS = {"Int8": pj.Int8(), "NF4, double": pj.NF4(double=True)}
-LENGTH, STEPS, BASE = 512, 6, "bfloat16"
+LENGTH, STEPS, BASE = 256, 3, "bfloat16"
 
 
 def bases(variables: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = {"default": Path("runs/llm_quantised.json"), "help": "result"}
     parser.flag("--out", type=Path, **out)
     options = parser.read(argv)
-    # a row of 512 holds two texts of 256 at least
+    # a row holds at most six texts, and at least one
     case = llm_case.case(options, 6 * STEPS * options.rows)
     found = measured(case, options.rows, options.rounds)
     table = Table("base", "MB of kernels", "MB in all", "temporary MB", "s", "losses")

@@ -96,7 +96,7 @@ def tpu_bytes() -> str:
 
 def llm_quantised() -> str:
     """Return what a LoRA over a base in few bits costs, on each machine."""
-    head = ("base", "kernels", "temporary memory", "time", "loss, steps 1 and 6")
+    head = ("base", "kernels", "temporary memory", "time", "loss, first and last step")
     parts = []
     for found in _machines("llm_quantised"):
         bases = found["bases"]
@@ -109,7 +109,8 @@ def llm_quantised() -> str:
             rows.append((name, *map(_shown, [*ratios, own["time_ratio"]]), losses))
         size = half["kernel_bytes"] / 1e6, half["temporary_bytes"] / 1e6
         below = f"1.00 is {size[0]:.0f} MB of kernels, {size[1]:.0f} MB and "
-        below += f"{half['seconds']:.2f} s. {_shapes(found)} {_machine(found)}"
+        below += f"{half['seconds']:.2f} s, {found['rounds']} turns. {_shapes(found)}"
+        below += f" {_machine(found)}"
         parts.append(f"{_table(head, rows)}\n\n{below}")
     return "\n\n".join(parts)
 
@@ -125,7 +126,8 @@ def llm_packed() -> str:
             speed = f"{own['tokens_per_second']:.0f}"
             ratio = _shown(own["padded_over_own_time"])
             rows.append((name, f"{own['loss']:.6f}", share, speed, ratio))
-        below = f"{found['texts']} texts. {_shapes(found)} {_machine(found)}"
+        below = f"{found['texts']} texts, {found['rounds']} turns. {_shapes(found)}"
+        below += f" {_machine(found)}"
         parts.append(f"{_table(head, rows)}\n\n{below}")
     return "\n\n".join(parts)
 
