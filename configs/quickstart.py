@@ -48,6 +48,8 @@ METHODS = {
     "ssf": (3e-2, ((LINEAR, pj.SSF()), HEAD)),
     "ia3": (1e-2, ((QKV, pj.IA3()), (FC2, pj.IA3(side="input")), HEAD)),
 }
+BESIDE = r"blocks_\d+/({}):output"
+ADAPTFORMER = pj.Bottleneck(rank=8, scale=0.1, side="input")
 RANKS = pj.AdaLoRA(
     rank=6,
     alpha=8.0,
@@ -82,6 +84,8 @@ ON_REQUEST = {
     "c3a": (1e-2, ((LINEAR, pj.C3A(block=16)), HEAD)),
     "shira": (3e-2, ((LINEAR, pj.SHiRA(rank=4)), HEAD)),
     "repadapter": (3e-2, ((LINEAR, pj.RepAdapter(rank=4)), HEAD)),
+    "houlsby": (3e-2, ((BESIDE.format("attn|mlp"), pj.Bottleneck(rank=8)), HEAD)),
+    "adaptformer": (1e-2, ((BESIDE.format("mlp"), ADAPTFORMER), HEAD)),
     "boft": (1e-2, ((LINEAR, pj.BOFT(block=8, factors=2)), HEAD)),
     "road": (1e-2, ((LINEAR, pj.RoAd()), HEAD)),
     "lora_plus": (1e-3, METHODS["lora"][1]),

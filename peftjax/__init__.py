@@ -7,7 +7,7 @@ from peftjax import methods
 from peftjax.convert import to_glora, to_lora
 from peftjax.core.affine import NotMergeable
 from peftjax.core.bank import bank
-from peftjax.core.method import Layer, Method, dropout
+from peftjax.core.method import Layer, Method, OutputMethod, dropout
 from peftjax.core.peft import Peft, adapt
 from peftjax.methods import *  # noqa: F403 (its list of names is the methods')
 
@@ -22,6 +22,7 @@ __all__ = [
     "Method",
     "NF4",
     "NotMergeable",
+    "OutputMethod",
     "Peft",
     "adapt",
     "bank",

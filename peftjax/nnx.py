@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from peftjax.core.outputs import TAP, Seen, passed
+
 Variables = dict[str, Any]
 
 
@@ -39,6 +41,8 @@ def from_nnx(module: nnx.Module) -> tuple[Callable[..., Any], Variables]:
     ) -> Any:
         parts = _filled(abstract, variables)
         copy = nnx.merge(graph, *parts, copy=True)
+        if TAP.get() is not None:
+            _tapped(copy)
         output = copy(*args, **kwargs)  # pyright: ignore[reportCallIssue]
         if not mutable:
             return output
@@ -58,6 +62,32 @@ def to_nnx(module: nnx.Module, variables: Variables) -> nnx.Module:
     """
     graph, params, state = nnx.split(module, nnx.Param, ...)
     return nnx.merge(graph, *_filled((params, state), variables), copy=True)
+
+
+def _tapped(module: nnx.Module) -> None:
+    """Let the modules of a copy give what they return to the tap, by a class of each.
+
+    In a loop of stacked layers (`nnx.scan`) they have no arrays of one layer; a rule
+    there is refused.
+    """
+    for names, part in list(nnx.iter_modules(module)):
+        path, kind = "/".join(map(str, names)), type(part)
+
+        def around(
+            self: Any, *args: Any, _path: str = path, _kind: Any = kind, **kwargs: Any
+        ) -> Any:
+            y: Any = _kind.__call__(self, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+            tap = TAP.get()
+
+            def seen() -> Seen:
+                params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+                return Seen(_path, _path, params, in_loops=False)
+
+            return y if tap is None else passed(tap, seen, y, args, kwargs)
+
+        if callable(part):
+            own: Any = type(kind)(kind.__name__, (kind,), {"__call__": around})
+            object.__setattr__(part, "__class__", own)
 
 
 def _abstract(leaf: Any) -> Any:

@@ -21,6 +21,7 @@
 | LoHa, DeLoRA, RandLoRA, C3A | every linear* | every linear* | every linear* |
 | FacT | every linear | every linear* | every linear* |
 | RepAdapter | q, k, v; first MLP layer | the same* | the same, and the gate* |
+| Bottleneck | output of attention and MLP* | the same (Houlsby) | the same* |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
@@ -39,7 +40,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from peftjax import methods
-from peftjax.core.method import Method
+from peftjax.core.method import Method, OutputMethod
 from peftjax.methods.full import Full
 from peftjax.methods.ia3 import IA3
 from peftjax.models.families import FAMILIES
@@ -82,6 +83,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.OFT: {"": _EVERY, "llama": _LORA, "unet": _ATTENTION},
     methods.BOFT: {"": _EVERY},
     methods.RoAd: {"": _EVERY},
+    methods.Bottleneck: {"": ("output", "down")},
     methods.IA3: {"": ("key", "value", "down")},
     methods.SSF: {"": _EVERY, "vit": (*_EVERY, "patches")},
 }
@@ -136,7 +138,7 @@ def rules(
     found: dict[str, Method] = {}
     for variant, group in _variants(method, chosen):
         if inner := [part for part in group if part != "patches"]:
-            found[_kernels(places, inner)] = variant
+            found[_inside(places, inner, variant)] = variant
         if "patches" in group:
             found[f"{places.patches}/kernel"] = variant
     return {**found, **task}
@@ -173,6 +175,11 @@ def _baseline(name: str, task: dict[str, Method]) -> dict[str, Method]:
 
 
 def _paper(placements: Placements, method: Method) -> list[str]:
+    if isinstance(method, methods.Bottleneck) and method.side == "input":
+        raise ValueError(
+            "presets: a Bottleneck(side='input') is beside a module, which is no part; "
+            r"write its rule, r'blocks_\d+/mlp:output' for the MLPs of a ViT"
+        )
     for kind in type(method).__mro__:
         if places := _PLACES.get(kind):
             parts = places.get(placements.like, places[""])
@@ -183,9 +190,10 @@ def _paper(placements: Placements, method: Method) -> list[str]:
     )
 
 
-def _kernels(places: Placements, parts: Sequence[str]) -> str:
+def _inside(places: Placements, parts: Sequence[str], method: Method) -> str:
     inner = "|".join(places.parts[part] for part in parts)
-    return rf"{places.stack}(_\d+)?/({inner})/kernel"
+    end = ":output" if isinstance(method, OutputMethod) else "/kernel"
+    return rf"{places.stack}(_\d+)?/({inner}){end}"
 
 
 def _unknown(what: str, found: Any, known: Any) -> ValueError:

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "peftjax.core": (),
     "peftjax.errors": (),
     "peftjax.storage": ("errors",),
-    "peftjax.nnx": (),
+    "peftjax.nnx": ("core",),
     "peftjax.methods": ("core",),
     "peftjax.models": ("storage", "parallel", "data"),
     "peftjax.convert": ("core", "methods"),

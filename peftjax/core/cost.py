@@ -29,11 +29,18 @@ def flops(method: Method, layer: Layer, rows: int, names: dict[str, Any]) -> int
     jaxpr = jax.make_jaxpr(lambda x, p, k: method.formula(p, x, k, 0.0))(
         x, names, kernel
     )
+    inputs = [True, *[False] * (len(names) + 1)]
+    total = dots(jaxpr, inputs if lookup else None)
+    return total - (0 if lookup else 2 * rows * layer.d_in * layer.d_out)
+
+
+def dots(jaxpr: Any, ids: Sequence[bool] | None = None) -> int:
+    """Count the FLOPs of the dots of a jaxpr, but of those whose first input is ids."""
     total, loops = 0, 1
 
     def count(eqn: Any, is_x: list[Any]) -> list[Any]:
         nonlocal total, loops
-        if eqn.primitive.name == "dot_general" and not (is_x[0] and lookup):
+        if eqn.primitive.name == "dot_general" and not is_x[0]:
             (contract, _), _ = eqn.params["dimension_numbers"]
             inner = prod(eqn.invars[0].aval.shape[axis] for axis in contract)
             total += 2 * inner * eqn.outvars[0].aval.size * loops
@@ -44,8 +51,8 @@ def flops(method: Method, layer: Layer, rows: int, names: dict[str, Any]) -> int
         loops = outside
         return [False] * len(eqn.outvars)
 
-    walk(jaxpr, [True, *[False] * (len(names) + 1)], {}, count, count)
-    return total - (0 if lookup else 2 * rows * layer.d_in * layer.d_out)
+    walk(jaxpr, ids or [False] * len(jaxpr.in_avals), {}, count, count)
+    return total
 
 
 def summary(sites: Sequence[Site], parameters: int) -> str:

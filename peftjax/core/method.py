@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-Kind = Literal["dense", "conv", "embedding", "other"]
+Kind = Literal["dense", "conv", "embedding", "output", "other"]
 AtInit = Literal["exact", "rounding", "none"]
 Params = Mapping[str, jax.Array]
 Key = jax.Array | None
@@ -26,7 +26,9 @@ class Layer:
         d_in: rows of the `[in, out]` view: features for a dense layer, `kh*kw*c_in` for
             a convolution, the vocabulary for an embedding.
         d_out: columns of the `[in, out]` view.
-        kind: `"dense"`, `"conv"`, `"embedding"` or `"other"` (any leaf, for `Full`).
+        kind: `"dense"`, `"conv"`, `"embedding"`, `"output"` (what a module
+            returns, of width d_out; d_in is that of its input, 0 if it has none) or
+            `"other"` (any leaf, for `Full`).
         kernel: the frozen weight, `[d_in, d_out]`, for a method with `needs_kernel`;
             otherwise None.
         path: the leaf's path, for messages.
@@ -153,6 +155,29 @@ class Method:
         constant = {} if gates is None else {"gates": gates}
         b = 0.0 if bias is None else bias
         return self.formula(p, x, kernel, b, key=key, **constant)
+
+
+class OutputMethod(Method):
+    r"""An adapter on what a module returns: `init` and one `edit`. It never merges.
+
+    Its rule names the module, `r"blocks_\d+/mlp:output"`. Of a tuple that a module
+    returns the first entry is edited, of a mapping the entry `"x"`; likewise of what it
+    takes.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("output",)
+
+    def edit(self, p: Params, y: Any, x: Any, *, key: Key = None) -> Any:
+        """Return what the adapted module returns, of y's shape.
+
+        Args:
+            p: adapter arrays by name.
+            y: `[..., out]`, what the module returns.
+            x: `[..., in]`, its first argument; None if that is no array, or one of
+                other leading axes than y.
+            key: a PRNG key for dropout; None means deterministic.
+        """
+        raise NotImplementedError
 
 
 class Rows:

@@ -128,7 +128,9 @@ def _method(pattern: Any, found: Any) -> Method:
 
 
 def match(
-    paths: Sequence[str], rules: Sequence[tuple[str, Decision]]
+    paths: Sequence[str],
+    rules: Sequence[tuple[str, Decision]],
+    what: str = "parameter",
 ) -> dict[str, tuple[str, Decision]]:
     """Return the rule that decides each path, if one does; the first match wins.
 
@@ -136,6 +138,7 @@ def match(
         paths: paths of all leaves that may be adapted.
         rules: pairs of a regular expression, matched against the whole path, and what
             it decides, a method for one.
+        what: what a path is of, for messages.
 
     Raises:
         ValueError: two leaves are spelled alike; a pattern decides no leaf (nothing
@@ -153,21 +156,23 @@ def match(
         hits = [path for path in paths if expression.fullmatch(path)]
         fresh = [path for path in hits if path not in chosen]
         if not fresh:
-            raise ValueError(_decides_nothing(pattern, hits, paths))
+            raise ValueError(_decides_nothing(pattern, hits, paths, what))
         chosen.update(dict.fromkeys(fresh, (pattern, decision)))
     return chosen
 
 
-def _decides_nothing(pattern: str, hits: list[str], paths: Sequence[str]) -> str:
+def _decides_nothing(
+    pattern: str, hits: list[str], paths: Sequence[str], what: str
+) -> str:
     if hits:
         return (
-            f"rule {pattern!r} decides no parameter: earlier rules already take all "
+            f"rule {pattern!r} decides no {what}: earlier rules already take all "
             f"{len(hits)} that it matches, {hits[0]!r} among them; the first match "
             "wins, so put the narrower pattern first or delete this one"
         )
     near = "\n  ".join(nearest(pattern, paths))
     return (
-        f"rule {pattern!r} matches no parameter. A pattern must match the whole path. "
+        f"rule {pattern!r} matches no {what}. A pattern must match the whole path. "
         f"Nearest of {len(paths)} paths:\n  {near}"
     )
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from peftjax.core import arrays, cost, paths
+from peftjax.core.affine import NotMergeable
 from peftjax.core.bank import apply_rows
 from peftjax.core.coded import Coded
 from peftjax.core.formula import flattens
@@ -21,7 +22,8 @@ from peftjax.core.gates import mean_gates
 from peftjax.core.gather import Gatherer, Layout
 from peftjax.core.jaxpr import Call, live_inputs
 from peftjax.core.merge import merge_leaves
-from peftjax.core.method import Method
+from peftjax.core.method import Method, OutputMethod
+from peftjax.core.outputs import SUFFIX, edited, plan_outputs, trained
 from peftjax.core.plan import plan
 from peftjax.core.run import rehearse, run
 from peftjax.core.site import Adapters, Given, Leaves, Site
@@ -45,7 +47,8 @@ def adapt(
         *example_args: arguments like those of later calls, arrays or shapes; the first
             axis of the first array counts the examples.
         rules: regular expression, matched against the whole path of a parameter, to
-            method; the first match wins. A list of pairs does as well.
+            method; the first match wins. A list of pairs does as well. Of an
+            `OutputMethod`, against the path of a module and `:output`.
         strict: a site that would fall back to merging is an error.
         flatten: flatten activations to `[tokens, in]`; by default where that is faster,
             on all platforms but TPUs (see `Peft.compiled_for`). False where a
@@ -74,15 +77,21 @@ def adapt(
     """
     read = paths.read(rules)
     names, leaves, structure = paths.flatten(variables)
-    chosen = paths.match([name for name in names if name is not None], read)
+    own, on_outputs = _divided(read)
+    chosen = paths.match([name for name in names if name is not None], own)
     avals = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     known = Leaves(tuple(names), avals)
     call = Call.of(apply_fn, structure, example_args, example_kwargs)
+    examples, outputs = call.examples, ()
+    if on_outputs:
+        outputs = plan_outputs(call, known, on_outputs)
+        fresh = partial(arrays.fresh, outputs, avals)
+        call = edited(call, outputs, jax.eval_shape(fresh, jax.random.key(0)), {}, None)
     jaxpr, _ = call.trace(avals)
     paths.refuse_dead(names, live_inputs(jaxpr), chosen)
     methods = {path: method for path, (_, method) in chosen.items()}
-    sites = plan(jaxpr, known, methods, call.examples, flatten)
-    arrays.shared_shapes(sites)
+    sites = plan(jaxpr, known, methods, examples, flatten)
+    arrays.shared_shapes((*sites, *outputs))
     slow = [f"{site.path}: {site.reason}" for site in sites if not site.fast]
     if strict and slow:
         raise ValueError(
@@ -99,7 +108,28 @@ def adapt(
             stacklevel=2,
         )
         sites = tuple(_noted(site, rounded.get(site.path)) for site in sites)
-    return replace(peft, sites=sites)
+    return replace(peft, sites=(*sites, *outputs))
+
+
+Rules = list[tuple[str, Method]]
+
+
+def _divided(rules: Sequence[tuple[str, Method]]) -> tuple[Rules, Rules]:
+    """Return the rules on parameters, and those on what modules return."""
+    sides: tuple[Rules, Rules] = [], []
+    for pattern, method in rules:
+        on_output = isinstance(method, OutputMethod)
+        if on_output != pattern.endswith(SUFFIX):
+            wanted = (
+                f"of a module, ending in {SUFFIX!r}," if on_output else "of weights"
+            )
+            raise ValueError(
+                f"rule {pattern!r}: expected the path {wanted} for "
+                f"{type(method).__name__}, found another; write the rule for that or "
+                "choose another method"
+            )
+        sides[on_output].append((pattern, method))
+    return sides
 
 
 def _noted(site: Site, why: str | None) -> Site:
@@ -197,14 +227,23 @@ class Peft:
         given = given or {}
         leaves = self._planned(variables)
         arrays.check_adapters(self.sites, adapters, given)
+        examples, outputs = call.examples, self._on("output")
+        if outputs:
+            call = edited(call, outputs, adapters, given, adapter_key)
         jaxpr, structure = call.trace(leaves)
-        inputs = leaves, call.dynamic, adapters, given, adapter_key
+        dynamic = trained(call) if outputs else call.dynamic
+        inputs = leaves, dynamic, adapters, given, adapter_key
         runner = None
         if self.batch is not None or any(isinstance(leaf, Coded) for leaf in leaves):
-            layout = Layout(self.batch, call.examples)
+            layout = Layout(self.batch, examples)
             runner = partial(Gatherer, layout=layout)
-        outputs = run(jaxpr, self.sites, *inputs, runner=runner)
-        return jax.tree.unflatten(structure, outputs)
+        found = run(jaxpr, self._on("weight"), *inputs, runner=runner)
+        return jax.tree.unflatten(structure, found)
+
+    def _on(self, what: str) -> list[Site]:
+        """Return the sites on outputs of modules, or those on weights."""
+        wanted = what == "output"
+        return [site for site in self.sites if (site.kind == "output") == wanted]
 
     def compiled_for(self, platform: str) -> Peft:
         """Return the plan with the forms that are best on a platform, `"tpu"` for one.
@@ -234,10 +273,16 @@ class Peft:
 
         Raises:
             NotMergeable: a formula is not affine in x, a layer has no bias to take a
-                constant, or a weight is stored in integers.
+                constant, a weight is stored in integers, or an adapter is on what a
+                module returns.
             ValueError: a non-finite adapter or result, or gates of wrong paths, shapes
                 or values; the site is named.
         """
+        for site in self._on("output"):
+            raise NotMergeable(
+                f"{site.path}: {type(site.method).__name__} edits what a module "
+                "returns, which no weight can hold; run the model through apply"
+            )
         leaves = self._planned(variables)
         arrays.check_adapters(self.sites, adapters, {})
         given = arrays.with_gates(self.sites, gates)

@@ -145,7 +145,12 @@ def _layer(site: Site, found: Planner, leaves: Leaves, examples: int) -> Site:
     transposed = any(use.d_in != site.atoms[1] for use in uses)
     if reasons or transposed:
         _must_merge(site, "merged" if reasons else "transposed")
-    return _counted(replace(site, notes=_notes(site)), uses, examples)
+    p, added = abstract(site)[0], 0
+    for use in uses:
+        kind = "embedding" if use.kind == "embedding" else "dense"
+        layer = Layer(site.d_in, site.d_out, kind)
+        added += use.times * flops(site.method, layer, use.rows, p)
+    return counted(replace(site, notes=_notes(site)), added, examples)
 
 
 def _canonical(site: Site, uses: Sequence[Use]) -> tuple[Site, list[str]]:
@@ -266,7 +271,8 @@ def _must_merge(site: Site, how: str) -> None:
         ) from error
 
 
-def _counted(site: Site, uses: Sequence[Use], examples: int) -> Site:
+def counted(site: Site, added: int, examples: int) -> Site:
+    """Complete a site with its arrays and what they cost, `added` FLOPs a call."""
     p, _ = abstract(site)
     for kind in ("frozen", "float32", "shared"):
         if unknown := sorted(set(getattr(site.method, kind)) - set(p)):
@@ -276,11 +282,6 @@ def _counted(site: Site, uses: Sequence[Use], examples: int) -> Site:
             )
     untrained = {*site.method.frozen, *site.method.shared}
     trained = [value for name, value in p.items() if name not in untrained]
-    added = 0
-    for use in uses:
-        kind = "embedding" if use.kind == "embedding" else "dense"
-        layer = Layer(site.d_in, site.d_out, kind)
-        added += use.times * flops(site.method, layer, use.rows, p)
     return replace(
         site,
         trainable=sum(prod(value.shape) for value in trained) * prod(site.stack),

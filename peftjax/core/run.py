@@ -61,7 +61,7 @@ def run(
             site.stored,
             site=site,
             given=arrays.of_site(site, adapters, given),
-            key=_key(site, adapter_key),
+            key=site.key(adapter_key),
         )
     for site in sites:
         if site.method.replaces and site.index not in owners:
@@ -87,13 +87,6 @@ def rehearse(
     key = jax.eval_shape(lambda: jax.random.key(0))
     jax.eval_shape(execute, key, list(leaves), dynamic)
     return rounded
-
-
-def _key(site: Site, adapter_key: jax.Array | None) -> jax.Array | None:
-    if adapter_key is None:
-        return None
-    key = jax.random.fold_in(adapter_key, site.index)
-    return jax.random.split(key, site.stack) if site.stack else key
 
 
 class Runner(Rules):

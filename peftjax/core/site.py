@@ -31,7 +31,8 @@ class Site:
         path: of the leaf, relative to `params`.
         index: its position among the model's leaves.
         method: the adapter.
-        kind: dense, conv, embedding, or other (a leaf that `Full` replaces).
+        kind: dense, conv, embedding, output (what a module returns, whose path ends in
+            `:output`), or other (a leaf that `Full` replaces).
         shape: of the stored leaf.
         dtype: of the stored leaf, by name.
         stack: sizes of the stacked axes (scanned layers, experts); adapter arrays carry
@@ -106,6 +107,13 @@ class Site:
 
     def layer(self, kernel: jax.Array | None = None) -> Layer:
         return Layer(self.d_in, self.d_out, self.kind, kernel, self.path, self.spatial)
+
+    def key(self, adapter_key: jax.Array | None) -> jax.Array | None:
+        """Return the keys of its dropout, `[*stack]`."""
+        if adapter_key is None:
+            return None
+        key = jax.random.fold_in(adapter_key, self.index)
+        return jax.random.split(key, self.stack) if self.stack else key
 
     def stacked(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Map a function of one layer over the stacked layers."""

@@ -3,6 +3,7 @@
 from peftjax.core.method import Method
 from peftjax.methods.adalora import AdaLoRA
 from peftjax.methods.boft import BOFT
+from peftjax.methods.bottleneck import Bottleneck
 from peftjax.methods.c3a import C3A
 from peftjax.methods.composition import Composition
 from peftjax.methods.delora import DeLoRA
@@ -69,6 +70,7 @@ __all__ = [
     "IA3",
     "SSF",
     "TrainableTokens",
+    "Bottleneck",
     "Full",
 ]
 ALL: tuple[type[Method], ...] = tuple(globals()[name] for name in __all__)

@@ -5,7 +5,7 @@ kernels, a convolution, an embedding with a tied output, scanned and remateriali
 blocks.
 """
 
-from peftjax.core.method import Method
+from peftjax.core.method import Method, OutputMethod
 from peftjax.testing.case import Case, linen_case, nnx_case, perturb
 from peftjax.testing.invariants import (
     counts,
@@ -16,11 +16,13 @@ from peftjax.testing.invariants import (
     in_bfloat16,
     merged,
     names,
+    reached,
     refusals,
     saved,
     stacked,
     starts,
 )
+from peftjax.testing.outputs import edits, half_precision, never_merges
 
 __all__ = ["Case", "check_method", "error", "linen_case", "nnx_case", "perturb"]
 
@@ -36,6 +38,18 @@ CHECKS = (
     deterministic,
     saved,
     in_bfloat16,
+)
+OF_OUTPUTS = (
+    never_merges,
+    counts,
+    names,
+    starts,
+    edits,
+    reached,
+    stacked,
+    deterministic,
+    saved,
+    half_precision,
 )
 
 
@@ -57,6 +71,7 @@ def check_method(method: Method) -> list[str]:
     ['refusals', 'fast', 'counts']
     """
     case = linen_case(method)
-    for check in CHECKS:
+    checks = OF_OUTPUTS if isinstance(method, OutputMethod) else CHECKS
+    for check in checks:
         check(case)
-    return [check.__name__ for check in CHECKS]
+    return [check.__name__ for check in checks]

@@ -20,7 +20,7 @@ import numpy as np
 from peftjax.core.affine import NotMergeable, merge_layer
 from peftjax.core.arrays import with_gates
 from peftjax.core.jaxpr import Call
-from peftjax.core.method import Layer, Method
+from peftjax.core.method import Layer, Method, OutputMethod
 from peftjax.core.peft import Peft, adapt
 from peftjax.core.site import Adapters
 from peftjax.testing.model import WIDTH, linen_model, nnx_model
@@ -29,6 +29,7 @@ DENSE = r"(attention/(query|out)|remat/fc1|scanned/fc2|head)/kernel"
 NO_BIAS = {"dense": "plain/kernel", "embedding": "untied/embedding"}
 TIED = "embed/embedding"
 CONV = "conv/kernel"
+OUTPUT = r"(attention|plain|remat|scanned|scanned/fc2):output"
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,6 +107,8 @@ class Case:
 
     def patterns(self, mergeable: bool) -> list[str]:
         """Return rules for all layers where the method is defined (and merges)."""
+        if isinstance(self.method, OutputMethod):
+            return [OUTPUT]
         kinds = self.method.kinds
         chosen = [DENSE] * ("dense" in kinds) + [CONV] * ("conv" in kinds)
         if not (mergeable and self.creates_bias):

@@ -13,6 +13,7 @@ from experiments.table import runs
 from experiments.table.__main__ import main
 from experiments.workdir import RESULT
 from peftjax.training.loop import NonFiniteLoss
+from peftjax.training.progress import silent
 from tests.helpers.config_case import ROBERTA, get
 from tests.helpers.report_case import failed, result
 
@@ -78,7 +79,7 @@ def test_what_is_missing_is_told_before_anything_is_trained(tmp_path, capsys):
 
 def test_a_run_waits_for_another_worker_and_fails_with_its_start(configs, tmp_path):
     mnli, _, mrpc, *_ = starts.linked(tmp_path, configs, of)
-    assert not starts.ready(mrpc) and not runs.done(tmp_path, mrpc, None, None)
+    assert not starts.ready(mrpc) and not runs.done(tmp_path, mrpc, None, None, silent)
     place = folder(tmp_path, mnli)
     place.mkdir(parents=True)
     (place / RESULT).write_text(json.dumps(result("mnli", "hydra", 0, 0.5)))

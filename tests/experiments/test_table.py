@@ -134,7 +134,7 @@ def test_a_run_that_diverges_is_marked_and_the_others_go_on(
             split = {"label": np.zeros(3, int)}
             self.data = Data(split, split, split)
 
-    def trained(run, folder: RunFolder, resume, stop):
+    def trained(run, folder: RunFolder, resume, stop, tell):
         folder.own("checkpoints")
         (folder.path / "checkpoints").mkdir()
         if run.config.method == "lora":

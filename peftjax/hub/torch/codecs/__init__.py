@@ -62,6 +62,7 @@ CODECS: dict[type[Method], Codec | str] = {
     methods.BOFT: boft.CODEC,
     methods.RoAd: road.CODEC,
     methods.IA3: ia3.CODEC,
+    methods.Bottleneck: "it has no adapters on what a module returns",
     methods.SSF: "it has no scale and shift of a layer's output",
     methods.TrainableTokens: trainable_tokens.CODEC,
     methods.Full: "it saves whole modules and biases instead, beside another method",
