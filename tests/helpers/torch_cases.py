@@ -21,6 +21,7 @@ BASES = {
     "qwen2": (MODELS / "qwen2", MODELS / "qwen2" / "io.npz"),
     "roberta": (MODELS / "roberta", MODELS / "roberta" / "io.npz"),
     "vit": (MODELS / "vit", MODELS / "vit" / "io.npz"),
+    "dinov2": (MODELS / "dinov2", MODELS / "dinov2" / "io.npz"),
 }
 LORA, HRA = PEFT / "tiny_bert" / "lora", PEFT / "tiny_bert" / "hra"
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -54,7 +55,7 @@ def inputs(folder: Path):
     """Return the recorded inputs of an adapter's model."""
     kind = SHORT.get(folder.parent.name, folder.parent.name)
     with np.load(BASES[kind][1]) as io:
-        if kind == "vit":
+        if "pixel_values" in io:
             return {"images": io["pixel_values"].transpose(0, 2, 3, 1)}
         names = ("input_ids", "attention_mask", "token_type_ids")
         return {key: io[key] for key in names if key in io}

@@ -1,8 +1,8 @@
 """Show that the torch library `peft` loads what `peftjax.hub.save_torch` writes.
 
-    python tests/references/check_torch_export.py train tests/files
+    python tests/references/check_torch_export.py train tests/files [NAME ...]
     pip install torch==2.13.0 transformers peft
-    python tests/references/check_torch_export.py check tests/files
+    python tests/references/check_torch_export.py check tests/files [NAME ...]
 
 `train` needs peftjax: it trains adapters for a few steps on the tiny models of
 `tests/files` and writes each to `torch_export/MODEL/NAME`, with its logits in `io.npz`.
@@ -27,6 +27,7 @@ BASES = {
         "peft_checkpoints/tiny_llama/base_io.npz",
     ),
     "vit": ("models/vit", "models/vit/io.npz"),
+    "dinov2": ("models/dinov2", "models/dinov2/io.npz"),
 }
 STEPS = 8
 
@@ -83,6 +84,8 @@ def adapters():
         "llama/glora": llama(pj.GLoRA(rank=3, c="none", d="none", e="none")),
         "vit/lora": vit(lora),
         "vit/hra": vit(pj.HRA(rank=4)),
+        "dinov2/lora": {**vit(lora), "head/.*": pj.Full()},
+        "dinov2/hra": vit(pj.HRA(rank=4)),
     }
 
 
@@ -93,18 +96,20 @@ def inputs(root, name):
         return {key: io[key] for key in names if key in io}
 
 
-def train(root):
-    """Train every adapter and write it."""
+def train(root, *chosen):
+    """Train every adapter, or the chosen, and write it."""
     import jax
     import optax
 
     import peftjax as pj
 
     for number, (name, rules) in enumerate(adapters().items()):
+        if chosen and name not in chosen:
+            continue
         base = name.partition("/")[0]
         model, variables = pj.models.load(root / BASES[base][0])
         given = inputs(root, base)
-        if base == "vit":
+        if "pixel_values" in given:
             given = {"images": given["pixel_values"].transpose(0, 2, 3, 1)}
         peft = pj.adapt(model.apply, variables, **given, rules=rules)
         params, frozen = peft.partition(peft.init(jax.random.key(number)))
@@ -144,8 +149,8 @@ def train(root):
         print(f"{name}: loss {values[0]:.3f} to {values[-1]:.3f}")
 
 
-def check(root):
-    """Load every adapter with the torch library and record its logits."""
+def check(root, *chosen):
+    """Load all adapters, or the chosen, with the library and record their logits."""
     import peft
     import torch
     import transformers
@@ -154,9 +159,12 @@ def check(root):
         "bert": transformers.BertForSequenceClassification,
         "llama": transformers.LlamaForCausalLM,
         "vit": transformers.ViTForImageClassification,
+        "dinov2": transformers.Dinov2ForImageClassification,
     }
     for folder in sorted((root / "torch_export").glob("*/*")):
         base = folder.parent.name
+        if chosen and f"{base}/{folder.name}" not in chosen:
+            continue
         model = classes[base].from_pretrained(root / BASES[base][0])
         given = {k: torch.from_numpy(v) for k, v in inputs(root, base).items()}
         with warnings.catch_warnings(record=True) as caught, torch.no_grad():
@@ -178,4 +186,4 @@ def check(root):
 
 
 if __name__ == "__main__":
-    {"train": train, "check": check}[sys.argv[1]](Path(sys.argv[2]))
+    {"train": train, "check": check}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -25,6 +25,7 @@ MODELS = {
         "peft_checkpoints/tiny_llama/base_io",
     ),
     "vit": ("models/vit", "models/vit/io"),
+    "dinov2": ("models/dinov2", "models/dinov2/io"),
     "roberta": ("models/roberta", "models/roberta/io"),
     "bare": ("models/bert", "models/bert/io"),
     "gemma3": ("models/gemma3", "models/gemma3/io"),
@@ -130,6 +131,9 @@ ADAPTERS = {
     ),
     "roberta/lora": peft.LoraConfig(**LORA, target_modules=["query"], **HEAD),
     "bare/lora": peft.LoraConfig(**LORA, target_modules=["query", "pooler.dense"]),
+    "dinov2/oft": peft.OFTConfig(
+        **OFT, target_modules=["q_proj", "fc2"], modules_to_save=["classifier"]
+    ),
     "bert/trainable_tokens": peft.TrainableTokensConfig(
         target_modules=["word_embeddings"], token_indices=[42, 5, 94]
     ),

@@ -57,6 +57,14 @@ def models():
         num_labels=5,
         layer_norm_eps=1e-6,
     )
+    dinov2 = tf.Dinov2Config(
+        **{**SMALL, "vocab_size": None},
+        mlp_ratio=2,
+        image_size=16,
+        patch_size=4,
+        num_labels=5,
+        layerscale_value=0.5,
+    )
     regression = tf.LlamaConfig(**llama, num_labels=1, pad_token_id=0)
     windows = {**llama, "sliding_window": 4, "attn_implementation": "eager"}
     qwen = {**windows, "use_sliding_window": True, "max_window_layers": 1}
@@ -93,6 +101,7 @@ def models():
         "xlm_roberta": tf.XLMRobertaForSequenceClassification(
             tf.XLMRobertaConfig(**roberta, num_labels=3)
         ),
+        "dinov2": tf.Dinov2ForImageClassification(dinov2),
     }
 
 
@@ -108,7 +117,7 @@ def randomise(model):
 
 def inputs(name, rng):
     """Return the inputs: rows of different lengths, padded on the right or the left."""
-    if name == "vit":
+    if name in ("vit", "dinov2"):
         return {"pixel_values": rng.normal(size=(3, 3, 16, 16)).astype(np.float32)}
     ids = rng.integers(3, 50, (3, 12))
     mask = np.ones((3, 12), np.int64)

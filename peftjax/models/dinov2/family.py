@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,25 +21,44 @@ _OUTSIDE: tuple[tuple[str, str, Kind], ...] = (
 )
 _LAYER: tuple[tuple[str, str, Kind], ...] = (
     ("norm1", "norm1", "norm"),
-    ("attn/q", "attention.attention.query", "dense"),
-    ("attn/k", "attention.attention.key", "dense"),
-    ("attn/v", "attention.attention.value", "dense"),
-    ("attn/proj", "attention.output.dense", "dense"),
     ("scale1", "layer_scale1.lambda1", "vector"),
     ("norm2", "norm2", "norm"),
     ("mlp/fc1", "mlp.fc1", "dense"),
     ("mlp/fc2", "mlp.fc2", "dense"),
     ("scale2", "layer_scale2.lambda1", "vector"),
 )
+# Files and transformers 4; the modules of transformers 5.
+_ATTENTION = {
+    "q": "attention.attention.query",
+    "k": "attention.attention.key",
+    "v": "attention.attention.value",
+    "proj": "attention.output.dense",
+}
+_ATTENTION5 = {
+    "q": "attention.q_proj",
+    "k": "attention.k_proj",
+    "v": "attention.v_proj",
+    "proj": "attention.o_proj",
+}
 
 
-def names(model: Dinov2, base: str) -> Named:
+def hf(model: Dinov2, base: str) -> Named:
+    return _names(model, base, _ATTENTION)
+
+
+def hf5(model: Dinov2, base: str) -> Named:
+    return _names(model, base, _ATTENTION5)
+
+
+def _names(model: Dinov2, base: str, attention: Mapping[str, str]) -> Named:
     for ours, theirs, kind in _OUTSIDE:
         yield from module(ours, f"{base}{theirs}", kind)
     for i in range(model.config.num_hidden_layers):
         layer = f"{base}encoder.layer.{i}"
         for ours, theirs, kind in _LAYER:
             yield from module(f"blocks_{i}/{ours}", f"{layer}.{theirs}", kind)
+        for ours, theirs in attention.items():
+            yield from module(f"blocks_{i}/attn/{ours}", f"{layer}.{theirs}", "dense")
     yield from module("head", "classifier", "dense")
 
 
@@ -64,7 +84,7 @@ DINOV2 = Family(
             architecture="Dinov2",
         ),
     ),
-    names={"hf": names},
+    names={"hf5": hf5, "hf": hf},
     examples=_examples,
     write_config=lambda model, channels: write_dinov2(model.config),
     placements=Placements(
