@@ -12,6 +12,9 @@ With `data.shots`, k, a run trains on k images of each class, drawn by `data.dra
 default the run's seed, and k of a draw are among its 2k. While hyperparameters are
 chosen, and where the best epoch is, a fifth of the k is held out for that, as ELEVATER
 does, whose draw is 2.
+
+With `data.augment` the images of training are changed at random, anew in each step, as
+GLoRA's few shots are (`peftjax.data.augment`); but they are resized, not cropped.
 """
 
 from __future__ import annotations

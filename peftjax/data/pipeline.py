@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, Any]
 
 Last = Literal["drop", "pad"]
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 ORDER = 2  # raised when a seed comes to mean another order
 WINDOW = 16
 READERS = 2  # threads that decode, each a batch
@@ -30,6 +31,7 @@ def train_batches(
     last: Last = "drop",
     lengths: np.ndarray | None = None,
     part: np.ndarray | None = None,
+    augment: Augment | None = None,
 ) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Return shuffled batches `{name: [batch_size, ...]}`, epoch after epoch.
 
@@ -53,10 +55,14 @@ def train_batches(
             all. Of several processes each reads those that its devices hold
             (`parallel.sharding.own_rows`); state, lengths and padding are those of the
             whole batches.
+        augment: of the column `"image"`, one by one, to images of the same shape and
+            dtype, such as `augment.augment`. Its generator follows from the seed, the
+            batch's number and the place in the batch alone.
 
     Raises:
         ValueError: arrays of different lengths, none, one named `"mask"` beside a mask
-            of padding, fewer examples than one batch with `last="drop"`, or no epoch.
+            of padding, fewer examples than one batch with `last="drop"`, no epoch, or
+            `augment` without images.
     """
     import grain
 
@@ -64,17 +70,32 @@ def train_batches(
     steps = steps_per_epoch(examples, batch_size, last)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs={epochs}: expected at least 1")
+    if augment is not None and "image" not in arrays:
+        raise ValueError(
+            f"augment: expected a column 'image', found {', '.join(arrays)}"
+        )
     drawn = _Order(examples, batch_size, seed, steps, lengths)
     order = grain.MapDataset.range(steps).repeat(epochs).map_with_index(drawn)
 
     def take(index: np.ndarray) -> dict[str, np.ndarray]:
         return _take(arrays, index, batch_size if last == "pad" else None, part)
 
+    def change(batch: dict[str, np.ndarray], rng: np.random.Generator) -> Any:
+        assert augment is not None
+        seeds = rng.integers(2**63, size=batch_size)
+        own = seeds[: len(batch["image"])] if part is None else seeds[part]
+        pairs = zip(batch["image"], own)
+        images = [augment(x, np.random.default_rng(seed)) for x, seed in pairs]
+        return {**batch, "image": np.stack(images)}
+
+    batches = order.map(take)
+    if augment is not None:
+        batches = batches.random_map(change, seed=seed % 2**32)
     # One read per batch; what is in memory needs no threads that read ahead.
     in_memory = all(isinstance(x, np.ndarray | Ragged) for x in arrays.values())
-    threads = 0 if in_memory else READERS
+    threads = 0 if in_memory and augment is None else READERS
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    return iter(order.map(take).to_iter_dataset(options))
+    return iter(batches.to_iter_dataset(options))
 
 
 class _Order:

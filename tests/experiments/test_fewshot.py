@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from experiments import report
 from experiments.report import curves
 from experiments.report.rows import table
 from experiments.report.runs import read
+from experiments.run import Run
 from experiments.tasks import own_images
 from experiments.tasks.task import UnreadableData
 from peftjax.data.folder import FolderError
+from peftjax.parallel.mesh import make_mesh
 from tests.helpers.report_case import fill, result
 
 MODEL = Path(__file__).resolve().parents[1] / "files" / "models" / "vit"
@@ -79,6 +83,19 @@ def test_a_seed_draws_its_own_shots_unless_the_draw_is_given(config):
     assert drawn(2, 0) < drawn(4, 0)
     assert drawn(4, 0) != drawn(4, 1)
     assert drawn(4, 0, data={"draw": 2}) == drawn(4, 1, data={"draw": 2})
+
+
+def test_a_run_changes_its_images_where_the_configuration_says_so(config):
+    def drawn(**data):
+        one = SimpleNamespace(config=config(16, data=data))
+        one.data = own_images.data(one.config, False)
+        one.programs = SimpleNamespace(mesh=make_mesh())
+        return next(Run.batches(cast(Run, one)))
+
+    plain, changed = drawn(), drawn(augment=True)
+    np.testing.assert_array_equal(plain["label"], changed["label"])
+    assert (plain["image"] != changed["image"]).any()
+    assert plain["image"].shape == changed["image"].shape
 
 
 def test_shots_that_cannot_be_are_told(config):
