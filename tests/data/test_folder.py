@@ -54,6 +54,21 @@ def test_what_is_no_image_is_told_and_left_out(photos):
     assert len(found.labels) == 20 and len(told) == 1
 
 
+def test_grey_and_sixteen_bit_files_lie_beside_colour(photos):
+    """Sixteen bits lose the lower eight, transparency goes, grey is three channels."""
+    wide = np.full((4, 6), 200 * 256 + 255, np.uint16)
+    Image.fromarray(wide).save(photos / "cat" / "wide.png")
+    Image.fromarray(wide).save(photos / "cat" / "wide.tif")
+    Image.new("L", (6, 4), 50).save(photos / "dog" / "grey.png")
+    Image.new("LA", (6, 4), (60, 9)).save(photos / "dog" / "veiled.png")
+    found = folder.read(photos, 4)
+    pixels = np.asarray(found.images)
+    assert pixels.shape == (24, 4, 4, 3) and pixels.dtype == np.uint8
+    # Of each class in the order of names: after 9.JPG and before dog/0.png, then last.
+    for row, shade, label in ((10, 200, 0), (11, 200, 0), (22, 50, 1), (23, 60, 1)):
+        assert (pixels[row] == shade).all() and found.labels[row] == label
+
+
 def test_an_npz_file_is_read_like_a_folder(tmp_path):
     pixels = np.arange(12 * 4, dtype=np.uint8).reshape(12, 2, 2, 1)
     labels = np.arange(12) % 2
