@@ -76,7 +76,7 @@ def _tapped(module: nnx.Module) -> None:
         def around(
             self: Any, *args: Any, _path: str = path, _kind: Any = kind, **kwargs: Any
         ) -> Any:
-            y: Any = _kind.__call__(self, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+            y: Any = _kind.__call__(self, *args, **kwargs)
             tap = TAP.get()
 
             def seen() -> Seen:
@@ -86,7 +86,8 @@ def _tapped(module: nnx.Module) -> None:
             return y if tap is None else passed(tap, seen, y, args, kwargs)
 
         if callable(part):
-            own: Any = type(kind)(kind.__name__, (kind,), {"__call__": around})
+            metaclass: Any = type(kind)
+            own = metaclass(kind.__name__, (kind,), {"__call__": around})
             object.__setattr__(part, "__class__", own)
 
 
