@@ -35,6 +35,7 @@ def test_load_save_load_gives_the_same_bits(tmp_path, path, scan):
         assert again == model
         same_tree(variables, same)
     original = load_file(path / "model.safetensors")
+    original.pop("dinov2.embeddings.mask_token", None)  # of its training alone
     same_tree(original, load_file(tmp_path / "one" / "model.safetensors"))
 
 
