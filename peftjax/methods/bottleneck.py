@@ -44,10 +44,11 @@ class Bottleneck(OutputMethod):
     (`side="input"`, h = x, the normalised input; Eq. 2 and 3) with `scale=0.1` it is
     AdaptFormer.
 
-    Departures from the authors: Houlsby's U and D start at a normal of deviation 1e-2,
-    AdaptFormer's D at Kaiming's with a root of 5, as here; AdaptFormer's code reads
-    what is before the norm, its paper what is after it. Pfeiffer's second sum and norm
-    around the adapter are left out. Norms that the papers train are rules of `Full`.
+    Departures from the authors, recalled and not checked in their papers and code:
+    Houlsby's U and D start at a normal of deviation 1e-2, AdaptFormer's D at Kaiming's
+    with a root of 5, as here; AdaptFormer's code reads what is before the norm, its
+    paper what is after it. Pfeiffer's second sum and norm around the adapter are left
+    out. Norms that the papers train are rules of `Full`.
 
     Attributes:
         rank: width of the bottleneck.
