@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import flax.linen as nn
@@ -53,6 +54,7 @@ class Seen:
 
 # What is done to the output y of a module that was called with x, None if no array.
 Tap = Callable[[Seen, jax.Array, Any], Any]
+Rules = list[tuple[str, Method]]
 TAP: ContextVar[Tap | None] = ContextVar("tap", default=None)
 
 
@@ -108,6 +110,24 @@ def _seen(module: nn.Module) -> Seen:
         holder = holder.parent
     inside = holder.variables.get("params", {})
     return Seen(path, "/".join(holder.path), inside, own)
+
+
+def divided(rules: Sequence[tuple[str, Method]]) -> tuple[Rules, Rules]:
+    """Return the rules on parameters, and those on what modules return."""
+    sides: tuple[Rules, Rules] = [], []
+    for pattern, method in rules:
+        on_output = isinstance(method, OutputMethod)
+        if on_output != pattern.endswith(SUFFIX):
+            wanted = (
+                f"of a module, ending in {SUFFIX!r}," if on_output else "of weights"
+            )
+            raise ValueError(
+                f"rule {pattern!r}: expected the path {wanted} for "
+                f"{type(method).__name__}, found another; write the rule for that or "
+                "choose another method"
+            )
+        sides[on_output].append((pattern, method))
+    return sides
 
 
 def plan_outputs(
@@ -174,10 +194,7 @@ def _flops(site: Site, y: Any, x: Any) -> int:
     y = jax.ShapeDtypeStruct(y.shape, y.dtype)
     edit = _edit_of(site)
     jaxpr = jax.make_jaxpr(lambda p, y, x: edit(p, y, x, key=None))(p, y, x)
-    layers = 1
-    for size in site.stack:
-        layers *= size
-    return layers * dots(jaxpr)
+    return prod(site.stack) * dots(jaxpr)
 
 
 def _edit_of(site: Site) -> Callable[..., Any]:

@@ -22,8 +22,8 @@ from peftjax.core.gates import mean_gates
 from peftjax.core.gather import Gatherer, Layout
 from peftjax.core.jaxpr import Call, live_inputs
 from peftjax.core.merge import merge_leaves
-from peftjax.core.method import Method, OutputMethod
-from peftjax.core.outputs import SUFFIX, edited, plan_outputs, trained
+from peftjax.core.method import Method
+from peftjax.core.outputs import divided, edited, plan_outputs, trained
 from peftjax.core.plan import plan
 from peftjax.core.run import rehearse, run
 from peftjax.core.site import Adapters, Given, Leaves, Site
@@ -77,7 +77,7 @@ def adapt(
     """
     read = paths.read(rules)
     names, leaves, structure = paths.flatten(variables)
-    own, on_outputs = _divided(read)
+    own, on_outputs = divided(read)
     chosen = paths.match([name for name in names if name is not None], own)
     avals = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     known = Leaves(tuple(names), avals)
@@ -109,27 +109,6 @@ def adapt(
         )
         sites = tuple(_noted(site, rounded.get(site.path)) for site in sites)
     return replace(peft, sites=(*sites, *outputs))
-
-
-Rules = list[tuple[str, Method]]
-
-
-def _divided(rules: Sequence[tuple[str, Method]]) -> tuple[Rules, Rules]:
-    """Return the rules on parameters, and those on what modules return."""
-    sides: tuple[Rules, Rules] = [], []
-    for pattern, method in rules:
-        on_output = isinstance(method, OutputMethod)
-        if on_output != pattern.endswith(SUFFIX):
-            wanted = (
-                f"of a module, ending in {SUFFIX!r}," if on_output else "of weights"
-            )
-            raise ValueError(
-                f"rule {pattern!r}: expected the path {wanted} for "
-                f"{type(method).__name__}, found another; write the rule for that or "
-                "choose another method"
-            )
-        sides[on_output].append((pattern, method))
-    return sides
 
 
 def _noted(site: Site, why: str | None) -> Site:
