@@ -1,0 +1,1 @@
+"""Methods beside one of them: equal budgets of choosing, seeds and examples."""
