@@ -129,28 +129,14 @@ def work(
 def _trained(
     one: Run, folder: RunFolder, resume: bool, stop: Stop | None, tell: Tell
 ) -> dict[str, Any]:
-    place, selection = folder.path, Selection(one, folder)
+    place = folder.path
     whole = led(lambda: Checkpoints(place / CHECKPOINTS).latest() is None)
     start = time.perf_counter()
-    folder.own(CHECKPOINTS, METRICS)
-    state = train(
-        one.programs.step,
-        one.state(),
-        one.sharded,
-        one.batches(),
-        steps=one.steps,
-        workdir=place,
-        save_every=min(selection.every, SAVE_STEPS),
-        evaluate=selection.watch(),
-        eval_every=selection.every,
-        resume=resume,
-        stop=stop,
-        trackers=trackers(one.config, folder),
-        tell=tell,
-    )
+    if any(one.peft.trainable.values()):
+        step, adapters = _learned(one, folder, resume, stop, tell)
+    else:  # modules put together by given weights
+        step, adapters = 0, jax.device_get(one.start())
     tell("testing")
-    last = jax.device_get(one.peft.combine(state.trainable, state.frozen))
-    step, adapters = selection.chosen(last)
     folder.own(f"{ADAPTER}.json", f"{ADAPTER}.safetensors")
     size = led(lambda: _saved(one, place / ADAPTER, adapters))
     scores = scored(one, folder, adapters, one.data.test, "test")
@@ -167,6 +153,7 @@ def _trained(
         found |= {
             "upstream": one.modules,
             "mixture": upstream.mixture(one.peft, adapters),
+            **one.weighed,
         }
     if one.config.get("measure"):
         tell("measuring")
@@ -176,6 +163,31 @@ def _trained(
             folder.drop(MERGED)
         found |= costs.step_time(one)
     return found
+
+
+def _learned(
+    one: Run, folder: RunFolder, resume: bool, stop: Stop | None, tell: Tell
+) -> tuple[int, Any]:
+    """Train; return the step that is reported and its adapters."""
+    selection = Selection(one, folder)
+    folder.own(CHECKPOINTS, METRICS)
+    state = train(
+        one.programs.step,
+        one.state(),
+        one.sharded,
+        one.batches(),
+        steps=one.steps,
+        workdir=folder.path,
+        save_every=min(selection.every, SAVE_STEPS),
+        evaluate=selection.watch(),
+        eval_every=selection.every,
+        resume=resume,
+        stop=stop,
+        trackers=trackers(one.config, folder),
+        tell=tell,
+    )
+    last = jax.device_get(one.peft.combine(state.trainable, state.frozen))
+    return selection.chosen(last)
 
 
 def _saved(one: Run, place: Path, adapters: Any) -> int:

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 import peftjax as pj
-from experiments import checks, tasks, upstream
+from experiments import checks, lorahub, tasks, upstream
 from experiments.meshes import accumulate_of, check_batch, padded
 from experiments.optimizer import numbers
 from experiments.programs import ProgramCache
@@ -49,6 +49,7 @@ class Run:
         family = tasks.family(config)
         self.config = config
         self.modules: dict[str, str] = {}  # that were composed, with their SHA-256
+        self.weighed: dict[str, Any] = {}  # how, where LoraHub's search did
         self.outline: Outline = family.outline(config)
         with reading(f"{config.name}, {config.task}"):
             self.data: Data = family.data(config, choose)
@@ -73,18 +74,24 @@ class Run:
             self.config.seed,
             self.sharded,
             numbers(self.config.optim, self.steps, self.steps_per_epoch),
-            self._start(),
+            self.start(),
         )
 
-    def _start(self) -> Any:
+    def start(self) -> Any:
+        """Return the adapters that the run starts from; None for fresh ones.
+
+        Raises:
+            FileNotFoundError, NonFiniteLoss, AdapterFileError, UnfitModule: as `state`.
+        """
         if self.config.get("start_from"):
             return _started(self)
         if not self.config.get("upstream"):
             return None
-        prints = self.data.fingerprints
-        found = upstream.composed(self.config, self.peft, self.base, prints)
-        adapters, self.modules = found
-        return adapters
+        own = self.config, self.peft, self.base
+        modules, self.modules = upstream.modules(*own, self.data.fingerprints)
+        if self.config.get("weigh"):
+            modules, self.weighed = lorahub.weighed(self, modules)
+        return upstream.composed(*own, modules)
 
     def batches(self, seed: int | None = None) -> Any:
         """Return the batches of training; by default those of the run's seed."""

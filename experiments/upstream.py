@@ -24,13 +24,10 @@ class UnfitModule(ValueError):
     """A module cannot be composed for the task; the message says which and why."""
 
 
-def composed(
+def modules(
     config: ConfigDict, peft: pj.Peft, base: Any, fingerprints: Sequence[Any]
-) -> tuple[Any, dict[str, str]]:
-    """Return the adapters of a fresh composition, and the SHA-256 of each module.
-
-    Arrays of the modules are frozen; what else the rules train, a head, is drawn by the
-    run's seed.
+) -> tuple[list[Any], dict[str, str]]:
+    """Return the modules, as `Composition.of` takes them, and the SHA-256 of each.
 
     Args:
         config: of the run, with `upstream` and `paths.upstream`.
@@ -41,11 +38,11 @@ def composed(
     Raises:
         FileNotFoundError: there is no such run.
         UnfitModule: a run failed or has seen the task's data, or its module is of
-            another base, of another rank or of other layers.
+            another base.
         AdapterFileError: the files of a module are damaged.
     """
     where = f"{config.name}, {config.task}"
-    expected, modules, sums = describe_base(peft, base), [], {}
+    expected, found, sums = describe_base(peft, base), [], {}
     trained = {site.path for site in peft.sites if isinstance(site.method, pj.Full)}
     for name in config.upstream:
         place = storage.path(config.paths.upstream) / name
@@ -57,15 +54,37 @@ def composed(
         ]
         if lines := differences(*frozen):
             raise UnfitModule(f"{place / ADAPTER}: of another base: {lines[0]}")
-        modules.append(hub.read_module(place / ADAPTER))
+        found.append(hub.read_module(place / ADAPTER))
         sums[name] = facts.sha256
+    return found, sums
+
+
+def composed(
+    config: ConfigDict, peft: pj.Peft, base: Any, modules: Sequence[Any]
+) -> Any:
+    """Return the adapters of a fresh composition.
+
+    Arrays of the modules are frozen; what else the rules train, a head, is drawn by the
+    run's seed.
+
+    Args:
+        config: of the run.
+        peft: of the run.
+        base: its frozen variables, concrete.
+        modules: as `Composition.of` takes them.
+
+    Raises:
+        UnfitModule: they differ in layers, or are not of the rules' layers and rank.
+    """
+    where = f"{config.name}, {config.task}"
+    trained = {site.path for site in peft.sites if isinstance(site.method, pj.Full)}
     try:
         found = pj.Composition.of(modules, *_weights(peft)).adapters
     except ValueError as error:
         raise UnfitModule(f"{where}: {', '.join(config.upstream)}: {error}") from error
     own = peft.init(jax.random.key(config.seed), base)
     _compare(where, own, found, trained)
-    return {**own, **found}, sums
+    return {**own, **found}
 
 
 def mixture(peft: pj.Peft, adapters: Mapping[str, Any]) -> dict[str, list[float]]:

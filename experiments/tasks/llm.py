@@ -22,6 +22,7 @@ from experiments.meshes import split_of
 from experiments.preemption import Stop
 from experiments.tasks import llm_data, llm_exam
 from experiments.tasks.task import Data, Outline, held_out
+from peftjax.data.errors import DataError
 from peftjax.models import Llama, LlamaConfig, Rope
 from peftjax.models.files import CheckpointError
 from peftjax.models.lm_loss import lm_losses
@@ -97,10 +98,12 @@ def data(config: ConfigDict, choose: bool) -> Data:
     )
     rows = llm_data.rows(settings, folder, "train")
     kept, held = held_out(len(rows), settings.held_out)
-    parts = {"train": [rows[i] for i in kept], "validation": [rows[i] for i in held]}
+    parts = {"train": [rows[i] for i in kept]}
+    if len(held):
+        parts["validation"] = [rows[i] for i in held]
     if settings.train_examples:
         parts["train"] = parts["train"][: settings.train_examples]
-    if settings.validation_examples:
+    if settings.validation_examples and "validation" in parts:
         parts["validation"] = parts["validation"][: settings.validation_examples]
     if "test" in settings.files and not choose:
         parts["test"] = llm_data.rows(settings, folder, "test")
@@ -113,9 +116,15 @@ def data(config: ConfigDict, choose: bool) -> Data:
         for name, part in chats.items()
     }
     prints = tuple(llm_data.fingerprint(*part) for part in chats.items())
+    held = columns.get("validation")
     # Without a test file what is held out is reported.
-    test = None if choose else columns.get("test", columns["validation"])
-    return Data(columns["train"], test, columns["validation"], prints)
+    test = None if choose else columns.get("test", held)
+    if held is None and (choose or test is None):
+        raise DataError(
+            f"data.held_out={settings.held_out} of {len(rows)} examples leaves none to "
+            "choose on or to report: expected more"
+        )
+    return Data(columns["train"], test, held, prints)
 
 
 def count(config: ConfigDict) -> int | None:

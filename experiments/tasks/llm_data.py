@@ -1,4 +1,4 @@
-"""What a language model is trained on: files of instructions, or GSM8K, as tokens."""
+"""What a language model is trained on: instructions, GSM8K or BBH, as tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from peftjax.data.chat_template import load_chat_template
 from peftjax.data.errors import DataError
 from peftjax.data.packing import pack
 from peftjax.data.tokenizer import load_tokenizer
-from peftjax.evaluation import gsm8k
+from peftjax.evaluation import bbh, gsm8k
 from peftjax.models.files import CheckpointError
 
 TEMPLATES = ("chat", *chat.TEMPLATES)
@@ -101,6 +101,12 @@ def rows(settings: Any, folder: str, split: str) -> list[Row]:
         DataError: the file is damaged, or of other columns.
         FileNotFoundError: there is none.
     """
+    if settings.kind == "bbh":
+        taught, left = bbh_parts(settings, folder)
+        found = (
+            taught if split == "train" else [x for own in left.values() for x in own]
+        )
+        return [{"instruction": x.text, "output": x.target} for x in found]
     file = Path(folder) / settings.files[split]
     if settings.kind == "gsm8k":
         return [
@@ -108,6 +114,33 @@ def rows(settings: Any, folder: str, split: str) -> list[Row]:
             for one in gsm8k.load(file)
         ]
     return [dict(row) for row in instructions.read(file, settings.get("columns"))]
+
+
+def bbh_parts(
+    settings: Any, folder: str
+) -> tuple[list[bbh.Example], dict[str, list[bbh.Example]]]:
+    """Return the taught examples of BBH's `data.tasks`, and those left, by task.
+
+    Of each task `data.shots` examples are taught, drawn by `data.split_seed`; 0 is all.
+
+    Raises:
+        DataError: a file is damaged, or has no more examples than shots.
+        FileNotFoundError: there is no such task.
+    """
+    taught, left = [], {}
+    for name in settings.tasks:
+        file = Path(folder) / "bbh" / f"{name}.json"
+        examples = bbh.load(file)
+        if len(examples) <= settings.shots:
+            raise DataError(
+                f"{file}: expected more than data.shots={settings.shots} examples, "
+                f"found {len(examples)}"
+            )
+        rows = np.random.default_rng(settings.split_seed).permutation(len(examples))
+        first = settings.shots or len(examples)
+        taught += [examples[row] for row in rows[:first]]
+        left[name] = [examples[row] for row in np.sort(rows[first:])]
+    return taught, left
 
 
 def encoded(settings: Any, own: Codec, found: Sequence[Row]) -> Chats:

@@ -106,9 +106,12 @@ def _mmlu(examiner: Examiner, folder: Path) -> dict[str, float]:
 
 def _bbh(examiner: Examiner, folder: Path) -> dict[str, float]:
     """Return the score of each task, and their average."""
-    found: dict[str, float] = {}
-    for file in sorted((folder / "bbh").glob("*.json")):
-        found[file.stem] = _bbh_task(examiner, bbh.load(file))
+    if examiner.config.data.kind == "bbh":  # what the run has not seen
+        _, parts = llm_data.bbh_parts(examiner.config.data, str(folder))
+    else:
+        files = sorted((folder / "bbh").glob("*.json"))
+        parts = {file.stem: bbh.load(file) for file in files}
+    found = {name: _bbh_task(examiner, part) for name, part in parts.items() if part}
     if not found:
         raise DataError(f"{folder / 'bbh'}: expected *.json, found none")
     return {"average": float(np.mean([*found.values()])), **found}

@@ -63,7 +63,16 @@ def alpaca(row: Mapping[str, str], eos: str) -> list[Part]:
     return [Part(asked + "### Response:"), Part(row["output"] + eos, True)]
 
 
-TEMPLATES = {"hydralora": hydralora, "alpaca": alpaca}
+def question(row: Mapping[str, str], eos: str) -> list[Part]:
+    r"""Return a question and its answer, as BBH's prompts have them.
+
+    >>> question({"instruction": "1 or 2?", "output": "2"}, "</s>")
+    [Part(text='Q: 1 or 2?\nA:', learned=False), Part(text=' 2</s>', learned=True)]
+    """
+    return [Part(f"Q: {row['instruction']}\nA:"), Part(f" {row['output']}{eos}", True)]
+
+
+TEMPLATES = {"hydralora": hydralora, "alpaca": alpaca, "question": question}
 
 
 @dataclass(frozen=True)
