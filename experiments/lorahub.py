@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,12 @@ from peftjax.convert import combine
 from peftjax.methods.composition import sites
 from peftjax.search import weigh
 
-if TYPE_CHECKING:
-    from experiments.run import Run
 
-
-def weighed(one: Run, modules: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+def weighed(one: Any, modules: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
     """Return the module found, as a list of one, and what the result says of it.
 
     Args:
-        one: the run; its training examples are what the weights are chosen by.
+        one: the `Run`; its training examples are what the weights are chosen by.
         modules: as `Composition.of` takes them.
 
     Raises:
