@@ -47,6 +47,7 @@ _ROOMS = (
     "presets",
     "quantised",
     "search",
+    "starts",
     "testing",
     "training",
 )

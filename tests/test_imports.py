@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "peftjax.diffusion": ("models", "storage"),
     "peftjax.quantised": ("core",),
     "peftjax.search": ("core", "methods"),
+    "peftjax.starts": ("core", "methods", "quantised"),
     "peftjax.presets": ("core", "methods", "models"),
     "peftjax.parallel": (),
     "peftjax.data": ("errors", "storage"),
