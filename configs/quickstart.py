@@ -50,6 +50,7 @@ METHODS = {
 }
 BESIDE = r"blocks_\d+/({}):output"
 ADAPTFORMER = pj.Bottleneck(rank=8, scale=0.1, side="input")
+VPT = pj.VPT(length=10, patch=2)
 RANKS = pj.AdaLoRA(
     rank=6,
     alpha=8.0,
@@ -86,6 +87,8 @@ ON_REQUEST = {
     "repadapter": (3e-2, ((LINEAR, pj.RepAdapter(rank=4)), HEAD)),
     "houlsby": (3e-2, ((BESIDE.format("attn|mlp"), pj.Bottleneck(rank=8)), HEAD)),
     "adaptformer": (1e-2, ((BESIDE.format("mlp"), ADAPTFORMER), HEAD)),
+    "vpt_shallow": (3e-2, (("prompts:output", VPT), HEAD)),
+    "vpt_deep": (3e-2, ((r"blocks_\d+/prompts:output", VPT), HEAD)),
     "boft": (1e-2, ((LINEAR, pj.BOFT(block=8, factors=2)), HEAD)),
     "road": (1e-2, ((LINEAR, pj.RoAd()), HEAD)),
     "lora_plus": (1e-3, METHODS["lora"][1]),

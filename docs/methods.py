@@ -21,7 +21,12 @@ from peftjax.core.method import Layer, Method
 ROOT = Path(__file__).parents[1]
 D_IN, D_OUT = 768, 3072
 # Of no linear layer, on which the costs are measured.
-ELSEWHERE = (methods.TrainableTokens(tokens=(3, 5)), methods.Bottleneck(rank=8))
+ELSEWHERE = (
+    methods.TrainableTokens(tokens=(3, 5)),
+    methods.Bottleneck(rank=8),
+    methods.VPT(length=10),
+    methods.PrefixTuning(length=10),
+)
 COSTS = ROOT / "results" / "methods_over_bound.json"
 
 

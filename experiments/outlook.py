@@ -161,14 +161,19 @@ def compare(runs: Sequence[Prospect], table: ConfigDict) -> list[Comparison]:
         whole = mean(run.trainable for run in own)
         millions = numbers.parameters_m(method)
         printed = "" if millions is None else f"{millions:g}"
-        verdict = _verdict(bare, whole, printed, len(own))
+        middle = mean(run.without_head for run in own)
+        verdict = _verdict(bare, middle, whole, printed, len(own))
         told = ": ".join(filter(None, [verdict, notes.get(method)]))
         found.append(Comparison(method, bare, whole, printed, told))
     return found
 
 
 def _verdict(
-    bare: tuple[int, int], whole: float, printed: str, number_of_tasks: int
+    bare: tuple[int, int],
+    middle: float,
+    whole: float,
+    printed: str,
+    number_of_tasks: int,
 ) -> str:
     """Return what agrees with the published count to its last digit."""
     if not printed:
@@ -180,6 +185,8 @@ def _verdict(
 
     if all(map(agrees, bare)):
         return "agrees, head not counted"
+    if agrees(middle):
+        return f"agrees, head not counted, mean of {number_of_tasks} tasks"
     if agrees(whole):
         return f"agrees, head counted, mean of {number_of_tasks} tasks"
     return "differs"

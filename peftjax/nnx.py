@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from peftjax.core.outputs import TAP, Seen, passed
+from peftjax.core.taps import TAP, Seen, passed
 
 Variables = dict[str, Any]
 

@@ -21,11 +21,13 @@
 | LoHa, DeLoRA, RandLoRA, C3A | every linear* | every linear* | every linear* |
 | FacT | every linear | every linear* | every linear* |
 | RepAdapter | q, k, v; first MLP layer | the same* | the same, and the gate* |
+| VPT, PrefixTuning | VPT-deep | keys and values of every layer | the same |
 | Bottleneck | output of attention and MLP* | the same (Houlsby) | the same* |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
-then not that of papers that adapt q and v alone. SSF is not put after LayerNorm here.
+then not that of papers that adapt q and v alone. DeBERTa and CLIP have no places of
+prompts. SSF is not put after LayerNorm here.
 Of a CLIP the image tower is adapted, by Hydra in the second MLP layer alone.
 
 In a U-Net HRA adapts queries, keys, values and outputs of every attention, to itself
@@ -131,6 +133,8 @@ def rules(
     task: dict[str, Method] = {f"{places.head}/.*": Full()} if head else {}
     if isinstance(method, str):
         return _baseline(method, task)
+    if "prefix" in method.kinds:
+        return {_prefix(family, places, parts): method, **task}
     chosen: list[str] = _paper(places, method) if parts is None else [*parts]
     known = [*places.parts, *(["patches"] if places.patches else [])]
     if absent := [part for part in chosen if part not in known]:
@@ -142,6 +146,15 @@ def rules(
         if "patches" in group:
             found[f"{places.patches}/kernel"] = variant
     return {**found, **task}
+
+
+def _prefix(family: str, places: Placements, parts: Any) -> str:
+    if places.prefix is None or parts is not None:
+        raise ValueError(
+            f"presets: expected a model with a place of prompts, and no parts; found "
+            f"{family} with parts={parts!r}"
+        )
+    return f"{places.prefix}:output"
 
 
 def _find(name: str) -> Family:

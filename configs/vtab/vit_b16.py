@@ -10,6 +10,8 @@ Weights: the first release's `ViT-B_16.npz`, by `--config.paths.model=FILE`. Dat
 | hydra | hparams_hydra_vtab1k.csv; 100 epochs, a cosine of 500 | Hydra's code |
 | glora, glora_r2, _r4, _r8, _search | 500 epochs, batch 64, 1e-4 | GLoRA's code |
 | ssf | hparams_vtab1k_baselines.csv; 100 epochs, batch 2 x 32 | SSF's code |
+| fact_tt, fact_tk | rank and scale by task, same file | FacT's code |
+| repadapter | rank 8, scale by task, same file; 1e-3, 1e-4 | RepAdapter's code |
 | others | length and rates of FacT's script, same file | ours for these methods |
 
 `glora` is the supernet's largest subnet at rank 4, the released default; `glora_r*` are
@@ -17,7 +19,9 @@ subnets with the forms of each layer drawn uniformly, as training the supernet d
 them: their sizes, not their scores, compare with what the paper's search finds.
 `--methods glora_search` is the paper's method, a supernet and its search. LoRA and DoRA
 adapt q and v, hence three matrices instead of one. Full fine-tuning has a
-tenth of FacT's rate. alpha = 16 is ours.
+tenth of FacT's rate. alpha = 16 is ours. `adapter` is a bottleneck of 8 behind each MLP
+and `adaptformer` one of 8 beside it, as the published sizes say. VPT has 50 prompts;
+its paper chooses a length for each task, by validation, which it does not print.
 
 Options, after `task=`, `method=` and `seed=` (the papers run one seed, 42):
 
@@ -32,6 +36,7 @@ warm-up one epoch earlier than ours, which is Hydra's and GLoRA's.
 """
 
 import random
+from dataclasses import replace
 
 from ml_collections import ConfigDict
 
@@ -68,7 +73,26 @@ OTHERS = {
     "hra0": pj.HRA(rank=8),
     "hra_inf": pj.HRA(rank=8, orthogonal=True),
 }
-METHODS = (*OTHERS, "hydra", "glora", "glora_r2", "glora_r4", "glora_r8", "ssf")
+PLACED = {
+    "adapter": (r"blocks_\d+/mlp:output", pj.Bottleneck(rank=8, activation="gelu")),
+    "adaptformer": (
+        r"blocks_\d+/mlp:output",
+        pj.Bottleneck(rank=8, scale=0.1, side="input", dropout=0.1),
+    ),
+    "vpt_shallow": ("prompts:output", pj.VPT(length=50)),
+    "vpt_deep": (r"blocks_\d+/prompts:output", pj.VPT(length=50)),
+}
+BY_TASK = {
+    "fact_tt": ("FacT-TT", pj.FacT(rank=16, width=768)),
+    "fact_tk": ("FacT-TK", pj.FacT(rank=32, width=768, form="tk")),
+    "repadapter": ("RepAdapter (block)", pj.RepAdapter(rank=8)),
+}
+METHODS = (
+    *OTHERS,
+    *PLACED,
+    *BY_TASK,
+    *("hydra", "glora", "glora_r2", "glora_r4", "glora_r8", "ssf"),
+)
 ALL_METHODS = (*METHODS, "glora_search")
 SEARCH = {"limit": 440_000}  # of NOTES
 PUBLISHED = {
@@ -82,13 +106,24 @@ PUBLISHED = {
         "hydra": "Hydra",
         "glora_search": "GLoRA",
         "ssf": "SSF",
+        "adapter": "Adapter",
+        "adaptformer": "AdaptFormer",
+        "vpt_shallow": "VPT-Shallow",
+        "vpt_deep": "VPT-Deep",
+        "fact_tt": "FacT-TT",
+        "fact_tk": "FacT-TK",
+        "repadapter": "RepAdapter",
     },
 }
+_PROMPTS = "50 prompts; the paper's number of them is another for each task"
 _SEARCHED = (
     "a uniform draw; all subnets average {} M, the searched ones {} M (a figure "
     "recalled, not read in the paper)"
 )
 NOTES = {
+    "vpt_shallow": f"{_PROMPTS}, and the printed size counts the head",
+    "vpt_deep": _PROMPTS,
+    "repadapter": "0.02 M of biases, without which the printed 0.22 fits",
     "glora_search": f"the supernet; what is found has at most {SEARCH['limit']:,}, "
     "the 0.44 M of glora_r4",
     "glora": "largest subnet; the table prints no size of the searched ones",
@@ -152,12 +187,31 @@ def _ssf(task: str) -> dict:
     }
 
 
-def _others(method: str) -> dict:
-    lr, decay, epochs, warmup = FACT
-    parts = QV if method in ("lora", "dora") else EVERY
+def _rules(task: str, method: str) -> tuple:
+    if method in PLACED:
+        return (PLACED[method], HEAD)
+    if method in BY_TASK:
+        return _preset(_by_task(task, *BY_TASK[method]))
     adapter = OTHERS[method]
+    parts = QV if method in ("lora", "dora") else EVERY
+    return _preset(adapter, None if isinstance(adapter, str) else parts)
+
+
+def _by_task(task: str, name: str, method):
+    """Return a method with the numbers that a paper's code has for a task."""
+
+    def value(parameter):
+        where = {"method": name, "task": task, "parameter": parameter}
+        return line("vtab1k_baselines", **where)["value"]
+
+    rank = int(value("rank")) if "FacT" in name else method.rank
+    return replace(method, rank=rank, scale=float(value("scale")))
+
+
+def _others(task: str, method: str) -> dict:
+    lr, decay, epochs, warmup = FACT
     return {
-        "rules": _preset(adapter, None if isinstance(adapter, str) else parts),
+        "rules": _rules(task, method),
         "lr": float(lr) / (10 if method == "full" else 1),
         "weight_decay": float(decay),
         "epochs": int(epochs),
@@ -211,7 +265,7 @@ def _recipe(task: str, method: str, placement: str, period: str) -> dict:
         return _hydra(task, placement, period)
     if method == "ssf":
         return _ssf(task)
-    return _glora(method) if method.startswith("glora") else _others(method)
+    return _glora(method) if method.startswith("glora") else _others(task, method)
 
 
 def _training(task: str, own: dict) -> dict:

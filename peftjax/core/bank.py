@@ -126,6 +126,11 @@ def apply_rows(
 ) -> Any:
     """Run each row of a batch with its own adapter: `run(adapters, call, given)`."""
     rows = check_ids(ids, bank)
+    if longer := [site.path for site in sites if site.kind == "prefix"]:
+        raise ValueError(
+            f"{longer[0]}: a bank runs no prefixes, since the base's rows have none; "
+            "expected adapters of weights or outputs. Call apply once for each adapter"
+        )
     costly = [site.path for site in sites if site.method.forms_kernel]
     if costly:
         warnings.warn(

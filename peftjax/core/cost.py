@@ -34,21 +34,27 @@ def flops(method: Method, layer: Layer, rows: int, names: dict[str, Any]) -> int
     return total - (0 if lookup else 2 * rows * layer.d_in * layer.d_out)
 
 
-def dots(jaxpr: Any, ids: Sequence[bool] | None = None) -> int:
-    """Count the FLOPs of the dots of a jaxpr, but of those whose first input is ids."""
-    total, loops = 0, 1
+def dots(
+    jaxpr: Any, ids: Sequence[bool] | None = None, within: str | None = None
+) -> int:
+    """Count the FLOPs of the dots of a jaxpr, but of those whose first input is ids.
+
+    Given a name, of those that are within a compiled function of that name.
+    """
+    total, loops, inside_of = 0, 1, within is None
 
     def count(eqn: Any, is_x: list[Any]) -> list[Any]:
-        nonlocal total, loops
-        if eqn.primitive.name == "dot_general" and not is_x[0]:
+        nonlocal total, loops, inside_of
+        if eqn.primitive.name == "dot_general" and not is_x[0] and inside_of:
             (contract, _), _ = eqn.params["dimension_numbers"]
             inner = prod(eqn.invars[0].aval.shape[axis] for axis in contract)
             total += 2 * inner * eqn.outvars[0].aval.size * loops
         outside, loops = loops, loops * int(eqn.params.get("length", 1))
+        before, inside_of = inside_of, inside_of or eqn.params.get("name") == within
         for inside in (eqn.params.get("jaxpr"), eqn.params.get("call_jaxpr")):
             if inside is not None:
                 walk(inside, [False] * len(eqn.invars), {}, count, count)
-        loops = outside
+        loops, inside_of = outside, before
         return [False] * len(eqn.outvars)
 
     walk(jaxpr, ids or [False] * len(jaxpr.in_avals), {}, count, count)

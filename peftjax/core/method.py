@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-Kind = Literal["dense", "conv", "embedding", "output", "other"]
+Kind = Literal["dense", "conv", "embedding", "output", "prefix", "other"]
 AtInit = Literal["exact", "rounding", "none"]
 Params = Mapping[str, jax.Array]
 Key = jax.Array | None
@@ -27,8 +27,9 @@ class Layer:
             a convolution, the vocabulary for an embedding.
         d_out: columns of the `[in, out]` view.
         kind: `"dense"`, `"conv"`, `"embedding"`, `"output"` (what a module
-            returns, of width d_out; d_in is that of its input, 0 if it has none) or
-            `"other"` (any leaf, for `Full`).
+            returns, of width d_out; d_in is that of its input, 0 if it has none),
+            `"prefix"` (a module that returns no rows yet, `[0, d_out]`) or `"other"`
+            (any leaf, for `Full`).
         kernel: the frozen weight, `[d_in, d_out]`, for a method with `needs_kernel`;
             otherwise None.
         path: the leaf's path, for messages.
@@ -163,12 +164,16 @@ class OutputMethod(Method):
     Its rule names the module, `r"blocks_\d+/mlp:output"`. Of a tuple that a module
     returns the first entry is edited, of a mapping the entry `"x"`; likewise of what it
     takes.
+
+    One of kind `"prefix"` gives rows to a module that returns none, `[0, width]`: a
+    place that a model keeps for prompts (`models.Prefix`), whose number it then reads
+    off the shape.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("output",)
 
     def edit(self, p: Params, y: Any, x: Any, *, key: Key = None) -> Any:
-        """Return what the adapted module returns, of y's shape.
+        """Return what the adapted module returns, of y's shape, or a prefix `[n, out]`.
 
         Args:
             p: adapter arrays by name.

@@ -1,22 +1,17 @@
 """Adapters on what a module returns: which modules there are, and how they are edited.
 
-Linen lets an interceptor stand around every method of every module, in loops and
-recomputations too. Inside a loop over stacked layers the arrays of one layer are
-wanted: they lie among the module's own parameters, so that whatever takes a layer off
-the stack of the parameters takes its adapter off with it.
+Inside a loop over stacked layers the arrays of one layer are wanted: they are put among
+the module's own parameters, where `taps` finds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from math import prod
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -24,92 +19,15 @@ from peftjax.core import arrays, paths
 from peftjax.core.cost import dots
 from peftjax.core.formula import cast
 from peftjax.core.jaxpr import Call
-from peftjax.core.method import Method, OutputMethod
+from peftjax.core.method import Kind, Method, OutputMethod
 from peftjax.core.plan import counted
 from peftjax.core.site import Adapters, Given, Leaves, Site
+from peftjax.core.taps import OWN, Seen, Tap, tapped
 from peftjax.core.uses import Trained
 
 SUFFIX = ":output"
-_NAME = "peftjax:output"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A module that is being called.
-
-    Attributes:
-        path: of the module.
-        holder: path of the module itself, or of the nearest around it with parameters.
-        params: the parameters of that one, as they are inside loops.
-        own: the adapter's arrays among the module's parameters, if they lie there.
-        in_loops: whether arrays may lie there.
-    """
-
-    path: str
-    holder: str
-    params: Any
-    own: Any = None
-    in_loops: bool = True
-
-
-# What is done to the output y of a module that was called with x, None if no array.
-Tap = Callable[[Seen, jax.Array, Any], Any]
 Rules = list[tuple[str, Method]]
-TAP: ContextVar[Tap | None] = ContextVar("tap", default=None)
-
-
-@contextmanager
-def tapped(tap: Tap) -> Generator[None]:
-    """Let `tap` edit what modules return, in Linen; others ask for `TAP`, as `nnx`."""
-
-    def around(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        y = next_fun(*args, **kwargs)
-        if context.method_name != "__call__" or context.module.scope is None:
-            return y
-        return passed(tap, partial(_seen, context.module), y, args, kwargs)
-
-    token = TAP.set(tap)
-    try:
-        with nn.intercept_methods(around):
-            yield
-    finally:
-        TAP.reset(token)
-
-
-def passed(tap: Tap, seen: Callable[[], Seen], y: Any, args: Any, kwargs: Any) -> Any:
-    """Give a tap the array that a module returns, and put back what it makes of it."""
-    found, x = _main(y), _main(next(iter((*args, *kwargs.values())), None))
-    if found is None or not jnp.issubdtype(found.dtype, jnp.floating):
-        return y
-    beside = x is not None and x.shape[:-1] == found.shape[:-1]
-    return _with(y, tap(seen(), found, x if beside else None))
-
-
-def _main(value: Any) -> Any:
-    """Return an array; of a tuple its first entry's, of a mapping that of "x"."""
-    if type(value) is tuple and value:
-        return _main(value[0])
-    if isinstance(value, Mapping):
-        return _main(value.get("x"))  # pyright: ignore[reportUnknownArgumentType]
-    return value if hasattr(value, "dtype") else None
-
-
-def _with(value: Any, array: Any) -> Any:
-    """Return a value with its main array replaced."""
-    if type(value) is tuple:
-        return (_with(value[0], array), *value[1:])
-    if isinstance(value, Mapping):
-        return {**value, "x": _with(value["x"], array)}
-    return array
-
-
-def _seen(module: nn.Module) -> Seen:
-    path, own = "/".join(module.path), module.get_variable("params", _NAME)
-    holder: Any = module
-    while not holder.variables.get("params") and isinstance(holder.parent, nn.Module):
-        holder = holder.parent
-    inside = holder.variables.get("params", {})
-    return Seen(path, "/".join(holder.path), inside, own)
+_NOTE = "on a module's output; cannot merge"
 
 
 def divided(rules: Sequence[tuple[str, Method]]) -> tuple[Rules, Rules]:
@@ -132,74 +50,116 @@ def divided(rules: Sequence[tuple[str, Method]]) -> tuple[Rules, Rules]:
 
 def plan_outputs(
     call: Call, leaves: Leaves, rules: Sequence[tuple[str, Method]]
-) -> tuple[Site, ...]:
-    """Return the sites of rules on outputs.
+) -> tuple[tuple[Site, ...], Any]:
+    """Return the sites of rules on outputs, but their cost, and the model's jaxpr.
 
     Raises:
         ValueError: a rule decides no output; a method does not fit; layers of a loop
-            are not stacked along the first axes of their parameters.
+            are not stacked along the first axes of their parameters, or a module's
+            parameters are not where its path says.
     """
-    found: dict[str, tuple[Any, Any, Any]] = {}
-    outer = {path: aval.shape for path, aval in zip(leaves.paths, leaves.avals)}
+    found: dict[str, tuple[Any, Any, Seen]] = {}
 
     def look(seen: Seen, y: Any, x: Any) -> Any:
-        found.setdefault(f"{seen.path}{SUFFIX}", (y.aval, x, _stack(seen, outer)))
+        found.setdefault(f"{seen.path}{SUFFIX}", (y.aval, x, seen))
         return y
 
-    _tapped(call, look).trace(leaves.avals)
+    jaxpr, _ = _tapped(call, look).trace(leaves.avals)
     chosen = paths.match(list(found), rules, "output of a module")
-    places, count = list(found), len(leaves.avals)
+    outer = {path: aval.shape for path, aval in zip(leaves.paths, leaves.avals)}
     sites: list[Site] = []
-    for path in (path for path in places if path in chosen):
-        y, x, stack = found[path]
-        if stack is None:
-            raise ValueError(
-                f"{path}: expected a module outside of loops, or in Linen one of "
-                "layers stacked along the first axes of their parameters; found "
-                "another. Adapt its weights, or write the layers one after the other"
-            )
+    for place, (path, (y, x, seen)) in enumerate(found.items()):
+        if path not in chosen:
+            continue
         site = Site(
             path,
-            count + places.index(path),
+            len(leaves.avals) + place,
             chosen[path][1],
-            "output",
-            (*stack, y.shape[-1]),
+            "prefix" if y.ndim == 2 and not y.shape[0] else "output",
+            (*(stack := _stack(path, seen, outer)), y.shape[-1]),
             str(y.dtype),
             stack=stack,
             d_in=0 if x is None or not x.ndim else x.shape[-1],
             d_out=y.shape[-1],
-            notes=("on a module's output; cannot merge",),
+            notes=(_NOTE,),
         )
+        _check_kind(site)
         site.method.check(site.layer())
-        sites.append(counted(site, _flops(site, y, x), call.examples))
-    return tuple(sites)
+        sites.append(counted(site, 0, call.examples))
+    return tuple(sites), jaxpr
 
 
-def _stack(seen: Seen, outer: Mapping[str | None, Any]) -> tuple[int, ...] | None:
+def _check_kind(site: Site) -> None:
+    if site.kind not in site.method.kinds:
+        is_what: dict[Kind, str] = {
+            "prefix": "the place of a prefix, a module that returns no rows",
+            "output": "a module that returns something",
+        }
+        raise ValueError(
+            f"{site.path}: {type(site.method).__name__} is for "
+            f"{' or '.join(is_what[k] for k in site.method.kinds if k in is_what)}, "
+            f"found {is_what[site.kind]}; narrow the rule or choose another method"
+        )
+
+
+def _stack(path: str, seen: Seen, outer: Mapping[Any, Any]) -> tuple[int, ...]:
     """Return the axes by which parameters have more outside of the module."""
     names, inside, _ = paths.spelled(seen.params)
     if not names:
         return ()
-    whole = outer.get(f"{seen.holder}/{names[0]}".lstrip("/"))
-    size = tuple(inside[0].shape)
-    if whole is None or tuple(whole[len(whole) - len(size) :]) != size:
-        return None
+    name = f"{seen.holder}/{names[0]}".lstrip("/")
+    if name not in outer:
+        near = ", ".join(paths.nearest(name, [p for p in outer if p], 2))
+        raise ValueError(
+            f"{path}: expected the module's parameters at its path, {name!r}, found "
+            f"none there; nearest: {near}. Does the function call a module that lies "
+            "deeper in the variables? Give adapt the variables that this one takes"
+        )
+    whole, size = outer[name], tuple(inside[0].shape)
     stack = tuple(whole[: len(whole) - len(size)])
-    return stack if seen.in_loops or not stack else None
+    if tuple(whole[len(stack) :]) != size or (stack and not seen.in_loops):
+        raise ValueError(
+            f"{path}: expected a module outside of loops, or in Linen one of layers "
+            "stacked along the first axes of their parameters; found another. Adapt "
+            "its weights, or write the layers one after the other"
+        )
+    return stack
 
 
-def _flops(site: Site, y: Any, x: Any) -> int:
-    p, _ = arrays.abstract(site)
-    x = None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype)
-    y = jax.ShapeDtypeStruct(y.shape, y.dtype)
-    edit = _edit_of(site)
-    jaxpr = jax.make_jaxpr(lambda p, y, x: edit(p, y, x, key=None))(p, y, x)
-    return prod(site.stack) * dots(jaxpr)
+def with_costs(
+    sites: Sequence[Site], without: Any, edited: Any, examples: int
+) -> tuple[Site, ...]:
+    """Return the sites with the FLOPs that they add to a forward pass.
+
+    Rows of a prefix cost what they cost the model; several share that equally.
+
+    Args:
+        sites: on outputs.
+        without: the jaxpr of the model.
+        edited: the jaxpr of the edited call.
+        examples: how many a call has.
+    """
+    own = {site.path: dots(edited, within=_label(site.path)) for site in sites}
+    prefixes = sum(site.kind == "prefix" for site in sites)
+    if prefixes:
+        rest = dots(edited) - dots(without) - sum(own.values())
+        for site in (site for site in sites if site.kind == "prefix"):
+            own[site.path] += rest // prefixes
+    return tuple(replace(s, flops=own[s.path] // max(examples, 1)) for s in sites)
 
 
-def _edit_of(site: Site) -> Callable[..., Any]:
-    assert isinstance(site.method, OutputMethod)
-    return site.method.edit
+def _label(path: str) -> str:
+    return f"edit of {path}"
+
+
+def _labelled(path: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function under a name by which its part of a jaxpr is known."""
+
+    def edit(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    edit.__name__ = edit.__qualname__ = _label(path)
+    return jax.jit(edit)
 
 
 def edited(
@@ -209,31 +169,43 @@ def edited(
     given: Mapping[str, Given],
     key: jax.Array | None,
 ) -> Call:
-    """Return a call whose modules return what their adapters make of it."""
+    """Return a call whose modules return what their adapters make of it.
+
+    Dropout follows another key at each call of a module; the iterations of a loop that
+    shares a module's parameters drop alike.
+    """
     known = {site.path: site for site in sites}
     carried = {
         path: (arrays.of_site(site, adapters, given), site.key(key))
         for path, site in known.items()
     }
 
-    def edit(own: Any, seen: Seen, y: jax.Array, x: Any) -> jax.Array:
+    def edit(own: Any, times: Counter[str], seen: Seen, y: jax.Array, x: Any) -> Any:
         site = known.get(f"{seen.path}{SUFFIX}")
         if site is None:
             return y
         place, key = seen.own if site.stack else own[site.path]
-        p = cast(site.method, place.params, y.dtype)
-        new = _edit_of(site)(p, y, x, key=key).astype(y.dtype)
-        return new if place.is_base is None else jnp.where(place.is_base, y, new)
+        if key is not None:
+            key = jax.random.fold_in(key, times[site.path])
+        times[site.path] += 1
+        return _labelled(site.path, partial(_edit, site.method))(place, y, x, key)
 
     def apply_fn(variables: Any, *rest: Any, **kwargs: Any) -> Any:
         *args, own = rest
         for path in (path for path, site in known.items() if site.stack):
             variables = _inserted(variables, path, own[path])
-        with tapped(partial(edit, own)):
+        with tapped(partial(edit, own, Counter[str]())):
             return call.apply_fn(variables, *args, **kwargs)
 
     args, kwargs = call.arguments(call.dynamic)
     return Call.of(apply_fn, call.variables, (*args, carried), kwargs)
+
+
+def _edit(method: Method, place: Given, y: Any, x: Any, key: Any) -> jax.Array:
+    assert isinstance(method, OutputMethod)
+    p = cast(method, place.params, y.dtype)
+    new = method.edit(p, y, x, key=key).astype(y.dtype)
+    return new if place.is_base is None else jnp.where(place.is_base, y, new)
 
 
 def trained(call: Call) -> list[Any]:
@@ -258,7 +230,7 @@ def _inserted(variables: Any, path: str, value: Any) -> Any:
 
     def put(tree: Any, parts: Sequence[str]) -> Any:
         if not parts:
-            return {**tree, _NAME: value}
+            return {**tree, OWN: value}
         first, *rest = parts
         return {**tree, first: put(tree.get(first, {}), rest)}
 

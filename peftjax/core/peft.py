@@ -23,7 +23,13 @@ from peftjax.core.gather import Gatherer, Layout
 from peftjax.core.jaxpr import Call, live_inputs
 from peftjax.core.merge import merge_leaves
 from peftjax.core.method import Method
-from peftjax.core.outputs import divided, edited, plan_outputs, trained
+from peftjax.core.outputs import (
+    divided,
+    edited,
+    plan_outputs,
+    trained,
+    with_costs,
+)
 from peftjax.core.plan import plan
 from peftjax.core.run import rehearse, run
 from peftjax.core.site import Adapters, Given, Leaves, Site
@@ -82,12 +88,14 @@ def adapt(
     avals = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     known = Leaves(tuple(names), avals)
     call = Call.of(apply_fn, structure, example_args, example_kwargs)
-    examples, outputs = call.examples, ()
+    examples, outputs, without = call.examples, (), None
     if on_outputs:
-        outputs = plan_outputs(call, known, on_outputs)
+        outputs, without = plan_outputs(call, known, on_outputs)
         fresh = partial(arrays.fresh, outputs, avals)
         call = edited(call, outputs, jax.eval_shape(fresh, jax.random.key(0)), {}, None)
     jaxpr, _ = call.trace(avals)
+    if outputs:
+        outputs = with_costs(outputs, without, jaxpr, examples)
     paths.refuse_dead(names, live_inputs(jaxpr), chosen)
     methods = {path: method for path, (_, method) in chosen.items()}
     sites = plan(jaxpr, known, methods, examples, flatten)
@@ -222,7 +230,7 @@ class Peft:
     def _on(self, what: str) -> list[Site]:
         """Return the sites on outputs of modules, or those on weights."""
         wanted = what == "output"
-        return [site for site in self.sites if (site.kind == "output") == wanted]
+        return [site for site in self.sites if site.on_output == wanted]
 
     def compiled_for(self, platform: str) -> Peft:
         """Return the plan with the forms that are best on a platform, `"tpu"` for one.

@@ -31,8 +31,8 @@ class Site:
         path: of the leaf, relative to `params`.
         index: its position among the model's leaves.
         method: the adapter.
-        kind: dense, conv, embedding, output (what a module returns, whose path ends in
-            `:output`), or other (a leaf that `Full` replaces).
+        kind: dense, conv, embedding, output or prefix (what a module returns, whose
+            path ends in `:output`), or other (a leaf that `Full` replaces).
         shape: of the stored leaf.
         dtype: of the stored leaf, by name.
         stack: sizes of the stacked axes (scanned layers, experts); adapter arrays carry
@@ -75,6 +75,11 @@ class Site:
     quantised: bool = False
     flatten: bool | None = None
     arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @property
+    def on_output(self) -> bool:
+        """Whether it edits what a module returns, and not a leaf."""
+        return self.kind in ("output", "prefix")
 
     @property
     def groups(self) -> tuple[Axis, ...]:

@@ -28,6 +28,7 @@ from peftjax.methods.miss import MiSS
 from peftjax.methods.oft import OFT
 from peftjax.methods.olora import OLoRA
 from peftjax.methods.pissa import PiSSA
+from peftjax.methods.prefix_tuning import PrefixTuning
 from peftjax.methods.randlora import RandLoRA
 from peftjax.methods.repadapter import RepAdapter
 from peftjax.methods.road import RoAd
@@ -35,6 +36,7 @@ from peftjax.methods.shira import SHiRA
 from peftjax.methods.ssf import SSF
 from peftjax.methods.trainable_tokens import TrainableTokens
 from peftjax.methods.vera import VeRA
+from peftjax.methods.vpt import VPT
 
 # The names that `peftjax` has too, in the order of the site's table.
 __all__ = [
@@ -71,6 +73,8 @@ __all__ = [
     "SSF",
     "TrainableTokens",
     "Bottleneck",
+    "VPT",
+    "PrefixTuning",
     "Full",
 ]
 ALL: tuple[type[Method], ...] = tuple(globals()[name] for name in __all__)

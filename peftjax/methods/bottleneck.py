@@ -44,11 +44,14 @@ class Bottleneck(OutputMethod):
     (`side="input"`, h = x, the normalised input; Eq. 2 and 3) with `scale=0.1` it is
     AdaptFormer.
 
-    Departures from the authors, recalled and not checked in their papers and code:
-    Houlsby's U and D start at a normal of deviation 1e-2, AdaptFormer's D at Kaiming's
-    with a root of 5, as here; AdaptFormer's code reads what is before the norm, its
-    paper what is after it. Pfeiffer's second sum and norm around the adapter are left
-    out. Norms that the papers train are rules of `Full`.
+    The start is that of AdaptFormer's code (`init_option="lora"`). Houlsby's code draws
+    D and U from normals cut off at two deviations of 1e-3 (AdapterHub's: 1e-2), so that
+    a fresh adapter is only nearly nothing; its GELU is approximated by a tanh.
+    AdaptFormer's code reads what is before the norm, and drops entries of f(..) where
+    `dropout` here drops those of what U returns, as AdapterHub's does. AdapterHub's
+    Pfeiffer puts the residual sum and the norm in front of the adapter, and both behind
+    it once more; here the adapter is in front of them alone. Norms that the papers
+    train are rules of `Full`.
 
     Attributes:
         rank: width of the bottleneck.

@@ -22,6 +22,7 @@ from peftjax.models.generate import generate
 from peftjax.models.llama import Cache, Llama, LlamaConfig
 from peftjax.models.lm_loss import lm_loss
 from peftjax.models.loading import load
+from peftjax.models.prefix import Prefix
 from peftjax.models.rope import Rope
 from peftjax.models.saving import save
 from peftjax.models.unet import UNet2DConditionModel, UNetConfig
@@ -49,6 +50,7 @@ __all__ = [
     "Family",
     "Llama",
     "LlamaConfig",
+    "Prefix",
     "Rope",
     "UNet2DConditionModel",
     "UNetConfig",

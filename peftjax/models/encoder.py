@@ -47,12 +47,13 @@ def apply_encoder(
     scan: bool,
     remat: bool,
     keep: bool,
+    prefix: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Apply layers named `layers`, from within the parent's `nn.compact` method.
 
     Args:
-        layer: a module with `__call__(carry, index, *shared) -> (carry, None)`, which
-            makes its new carry with `advance`.
+        layer: a module with `__call__(carry, own, *shared) -> (carry, None)`, which
+            makes its new carry with `advance`; `own` holds its `index` and `prefix`.
         fields: its constructor arguments.
         depth: how many layers.
         x: `[batch, tokens, features]`.
@@ -60,6 +61,7 @@ def apply_encoder(
         scan: as in `apply_layers`.
         remat: as in `apply_layers`.
         keep: keep what every layer returns.
+        prefix: `[depth, ...]`, what each layer has of its own, or None.
 
     Returns:
         The last output, and `[depth + 1, batch, tokens, features]`, x first, or None.
@@ -72,7 +74,7 @@ def apply_encoder(
         fields,
         depth,
         {"x": x, "hidden": hidden},
-        np.arange(depth),
+        {"index": np.arange(depth), "prefix": prefix},
         *shared,
         name="layers",
         scan=scan,
@@ -81,11 +83,11 @@ def apply_encoder(
     return carry["x"], carry["hidden"]
 
 
-def advance(carry: dict, index: Any, x: jax.Array) -> tuple[dict, None]:
+def advance(carry: dict, own: dict, x: jax.Array) -> tuple[dict, None]:
     """Return what a layer of `apply_encoder` returns, with x as its output."""
     hidden = carry["hidden"]
     if hidden is not None:
-        hidden = hidden.at[index + 1].set(x)
+        hidden = hidden.at[own["index"] + 1].set(x)
     return {"x": x, "hidden": hidden}, None
 
 
@@ -130,19 +132,22 @@ class Layer(Part):
     """One post-norm layer: attention, then `output(act(intermediate(x)))`.
 
     Attributes:
-        attention: a `Part` with `__call__(x, *shared)`, residual and norm included.
+        attention: a `Part` with `__call__(x, *shared)`, residual and norm included;
+            with `prefix=` where the layer has one.
     """
 
     attention: type[Part]
 
     @nn.compact
-    def __call__(self, carry: dict, index: Any, *shared: Any) -> tuple[dict, None]:
+    def __call__(self, carry: dict, own: dict, *shared: Any) -> tuple[dict, None]:
         config = self.config
         fields = (config, self.deterministic, self.dtype)
-        x = self.attention(*fields, name="attention")(carry["x"], *shared)  # pyright: ignore[reportCallIssue]
+        extra = {} if own["prefix"] is None else {"prefix": own["prefix"]}
+        attention = self.attention(*fields, name="attention")
+        x = attention(carry["x"], *shared, **extra)  # pyright: ignore[reportCallIssue]
         y = self.dense(config.intermediate_size, "intermediate")(x)
         y = self.dense(config.hidden_size, "output")(activation(config.hidden_act)(y))
-        return advance(carry, index, self.norm(x + self.drop(y)))
+        return advance(carry, own, self.norm(x + self.drop(y)))
 
 
 def check_inputs(

@@ -97,6 +97,7 @@ class Placements:
         stack: the path of the layers, without number.
         patches: the path of what cuts images into patches, if it is to be adapted.
         head: the path of the task head; None: there is none.
+        prefix: the path of the places of a prefix (`models.prefix`); None: none.
         like: for whose papers' choice of parts it counts.
     """
 
@@ -104,6 +105,7 @@ class Placements:
     stack: str = "layers"
     patches: str | None = None
     head: str | None = "classifier"
+    prefix: str | None = None
     like: Literal["encoder", "llama", "vit", "unet"] = "encoder"
 
 

@@ -29,6 +29,7 @@ DENSE = r"(attention/(query|out)|remat/fc1|scanned/fc2|head)/kernel"
 NO_BIAS = {"dense": "plain/kernel", "embedding": "untied/embedding"}
 TIED = "embed/embedding"
 CONV = "conv/kernel"
+PREFIX = "prompts:output"
 OUTPUT = r"(attention|plain|remat|scanned|scanned/fc2):output"
 
 
@@ -108,7 +109,7 @@ class Case:
     def patterns(self, mergeable: bool) -> list[str]:
         """Return rules for all layers where the method is defined (and merges)."""
         if isinstance(self.method, OutputMethod):
-            return [OUTPUT]
+            return [OUTPUT if "output" in self.method.kinds else PREFIX]
         kinds = self.method.kinds
         chosen = [DENSE] * ("dense" in kinds) + [CONV] * ("conv" in kinds)
         if not (mergeable and self.creates_bias):
@@ -235,7 +236,7 @@ class Case:
         as many float32 products as its longest reduction: errors add like random steps.
         """
         depth = sum(prod(site.stack) for site in self.peft.sites)
-        longest = max(site.d_in for site in self.peft.sites)
+        longest = max(site.d_in or site.d_out for site in self.peft.sites)
         eps, eps32 = float(jnp.finfo(self.dtype).eps), float(jnp.finfo("float32").eps)
         return 4 * (eps * sqrt(depth) + eps32 * sqrt(depth * longest))
 
@@ -266,10 +267,12 @@ def shapes(peft: Peft) -> Adapters:
     return jax.eval_shape(lambda: peft.init(jax.random.key(0)))
 
 
-def perturb(peft: Peft, adapters: Adapters, scale: float = 0.3) -> Adapters:
+def perturb(
+    peft: Peft, adapters: Adapters, scale: float = 0.3, seed: int = 2
+) -> Adapters:
     """Return adapters with normal noise on every trainable number."""
     trainable, frozen = peft.partition(adapters)
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(seed)
 
     def moved(leaf: Any) -> Any:
         return leaf + (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)

@@ -25,6 +25,29 @@ class _Block(nn.Module):
         return x + nn.Dense(WIDTH, name="fc2")(h), None
 
 
+class _Place(nn.Module):
+    """The place of a prefix, `[0, WIDTH]`."""
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return jnp.zeros((0, WIDTH))
+
+
+class _NnxPlace(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self, dtype: Any):
+        self.dtype = dtype
+
+    def __call__(self) -> jax.Array:
+        return jnp.zeros((0, WIDTH), self.dtype)
+
+
+def _lengthened(x: jax.Array, rows: jax.Array) -> jax.Array:
+    rows = jnp.broadcast_to(rows, (len(x), *rows.shape))
+    return jnp.concatenate([x, rows], axis=1) if rows.size else x
+
+
 class Everything(nn.Module):
     """A Linen model with every kind of layer; `ids [B, T]`, `image [B, H, W, 8]`."""
 
@@ -33,7 +56,8 @@ class Everything(nn.Module):
         embed = nn.Embed(VOCAB, WIDTH, name="embed")
         conv = nn.Conv(WIDTH, (3, 3), strides=2, name="conv")
         x = embed(ids) + conv(image).mean((1, 2))[:, None]
-        x = x + nn.MultiHeadDotProductAttention(2, name="attention")(x, x)
+        seen = _lengthened(x, _Place(name="prompts")())
+        x = x + nn.MultiHeadDotProductAttention(2, name="attention")(x, seen)
         x = x + nn.Dense(WIDTH, use_bias=False, name="plain")(x)
         x, _ = nn.remat(_Block)(name="remat")(x)
         stack = nn.scan(
@@ -60,10 +84,11 @@ class NnxEverything(nnx.Module):
         self.plain = nnx.Linear(WIDTH, WIDTH, use_bias=False, **types)
         self.head = nnx.Linear(WIDTH, VOCAB, **types)
         self.untied = nnx.Embed(VOCAB, WIDTH, **types)
+        self.prompts = _NnxPlace(dtype)
 
     def __call__(self, ids: jax.Array, image: jax.Array) -> jax.Array:
         x = self.embed(ids) + self.conv(image).mean((1, 2))[:, None]
-        x = x + self.attention(x)
+        x = x + self.attention(x, _lengthened(x, self.prompts()))
         logits = self.head(x + self.plain(x) + self.untied(ids))
         return logits + self.embed.attend(x)
 

@@ -1,4 +1,6 @@
-"""Bottlenecks on what modules return, against the papers' formulas in numpy."""
+"""Bottlenecks on what modules return, against torch's modules, and in a model by hand."""
+
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -11,7 +13,7 @@ import peftjax as pj
 from peftjax import presets
 from peftjax.core.method import Layer
 from peftjax.models import Bert, BertConfig
-from tests.helpers.goldens import close, random_like
+from tests.helpers.goldens import close, load, random_like
 
 SERIAL = pj.Bottleneck(rank=3, activation="gelu")
 PARALLEL = pj.Bottleneck(rank=2, scale=0.1, side="input")
@@ -44,6 +46,29 @@ def by_hand(method, params, p, x):
         h = np.maximum(h, 0)
     y = y + method.scale * (h @ p["up"] + p["up_bias"])
     return np.tanh(y) @ params["b"]["kernel"] + params["b"]["bias"]
+
+
+@pytest.mark.parametrize("name", ["serial", "parallel"])
+def test_values_and_gradients_are_torchs(name):
+    method = {"serial": SERIAL, "parallel": replace(PARALLEL, rank=3)}[name]
+    arrays = {
+        key.partition("/")[2]: value
+        for key, value in load("bottleneck").items()
+        if key.startswith(name)
+    }
+    given = {key: arrays[key].T for key in ("down", "up")}
+    given |= {key: arrays[key] for key in ("down_bias", "up_bias", "x", "y")}
+
+    def run(given):
+        p = {key: given[key] for key in ("down", "up", "down_bias", "up_bias")}
+        return method.edit(p, given["y"], given["x"])
+
+    found, pull = jax.vjp(run, given)
+    close(found, arrays["result"])
+    for key, gradient in pull(arrays["cotangent"])[0].items():
+        # beside its module, an adapter in series does not read x
+        expected = arrays.get(f"d_{key}", np.zeros(gradient.shape))
+        close(gradient, expected.T if key in ("down", "up") else expected)
 
 
 @pytest.mark.parametrize("method", CHECKED, ids=["serial", "parallel"])

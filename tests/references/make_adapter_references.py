@@ -137,6 +137,9 @@ ADAPTERS = {
     "bert/trainable_tokens": peft.TrainableTokensConfig(
         target_modules=["word_embeddings"], token_indices=[42, 5, 94]
     ),
+    "gemma3/trainable_tokens": peft.TrainableTokensConfig(
+        target_modules=["embed_tokens"], token_indices=[3, 17], task_type="CAUSAL_LM"
+    ),
 }
 
 

@@ -90,6 +90,8 @@ class Codec(NamedTuple):
         copied: every module holds a copy of them beside its own.
         fresh: names of frozen arrays that no file holds: those of a fresh adapter on
             the frozen weight.
+        tied: of a table that is the output layer as well, that layer has the adapter
+            too, and the file a copy of it.
     """
 
     peft_type: str
@@ -104,6 +106,7 @@ class Codec(NamedTuple):
     shared: Callable[[Any, Layer], dict[str, Tensor]] = lambda *_: {}
     copied: bool = False
     fresh: tuple[str, ...] = ()
+    tied: bool = False
 
 
 def uniform(methods: Methods, setting: str) -> Any:

@@ -50,7 +50,8 @@ def check_heads(model: Model, config: Config, names: Iterable[str]) -> None:
 def check_tied(model: Model, paths: set[str]) -> None:
     """Raise if a table is adapted that is the output layer as well.
 
-    The torch library then adapts the lookup alone; here the two are one parameter.
+    The torch library then adapts the lookup alone, but for methods whose codec says
+    `tied`; here the two are one parameter.
     """
     tied = family_of(model).tied(model)
     if tied is not None and tied in paths:

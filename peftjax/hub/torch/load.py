@@ -17,9 +17,10 @@ from peftjax import storage
 from peftjax.core.method import Layer, Method
 from peftjax.core.paths import flatten, nearest
 from peftjax.hub.tensors import AdapterFileError, PathLike
-from peftjax.hub.torch.codec import Entry
+from peftjax.hub.torch import prefixes
+from peftjax.hub.torch.codec import Codec, Entry
 from peftjax.hub.torch.codec import Tensor as Lying
-from peftjax.hub.torch.codecs import FIELDS, READERS, codec_of
+from peftjax.hub.torch.codecs import CODECS, FIELDS, READERS, codec_of
 from peftjax.hub.torch.config import CONFIG, Config, read_config
 from peftjax.hub.torch.heads import check_heads, check_tied
 from peftjax.hub.torch.modules import Leaf, Modules
@@ -32,6 +33,7 @@ from peftjax.models.files import CheckpointError, Tensor, finite, open_tensors
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 SHARED = "base_model."  # before the names of what all modules share
+OUTPUT = "lm_head"  # the output layer, where it is a table's copy too
 _EITHER = re.compile(rf"{re.escape(PREFIX)}|{re.escape(SHARED)}[^.]+$")
 _PICKLE = "adapter_model.bin"
 _COPIES = re.compile(r"\.(original_module|modules_to_save)(?=\.)")
@@ -42,7 +44,8 @@ def load_torch(
 ) -> tuple[dict[str, Method], Adapters]:
     """Read an adapter that the torch library wrote.
 
-    The methods are those of `codecs.CODECS`, on unrolled and on scanned layers.
+    The methods are those of `codecs.CODECS` and prefixes, on unrolled and on scanned
+    layers.
     Biases and modules trained beside the adapter come as `Full`. A DoRA with rsLoRA's
     scale becomes a DoRA whose alpha contains it.
 
@@ -64,24 +67,35 @@ def load_torch(
             unexpected or of another shape; scanned layers would need several methods.
     """
     folder = storage.path(folder)
-    config, tensors = read_config(folder / CONFIG, FIELDS), _open_tensors(folder)
+    fields = {**FIELDS, prefixes.TYPE: prefixes.FIELDS}
+    config = read_config(folder / CONFIG, fields)
+    of_prefix = config["peft_type"] == prefixes.TYPE
+    start, names = (prefixes.START, prefixes.NAMES) if of_prefix else (PREFIX, _EITHER)
+    tensors = _open_tensors(folder, start, names)
     paths, leaves, _ = flatten(variables)
     params = {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
     with _naming(folder):
         check_heads(model, config, tensors)
-        config, tensors = READERS[config["peft_type"]].unpack(config, tensors)
+        own = prefixes.taken(config, tensors, model) if of_prefix else ({}, {})
+        if not of_prefix:
+            config, tensors = READERS[config["peft_type"]].unpack(config, tensors)
         modules = _modules(model, params, tensors)
         reading = _Reading(config, tensors, modules, params)
-        found = {**reading.adapted(), **reading.biases(), **reading.saved()}
-        check_tied(model, {leaf.path for leaf in found})
+        found = {} if of_prefix else reading.adapted()
+        found = {**found, **reading.biases(), **reading.saved()}
+        own_copy = reading.tied_copies(model, found)
+        check_tied(model, {leaf.path for leaf in found} - own_copy)
         reading.check_rest(type(model).__name__)
         rules, adapters = collect(found, params)
         shared = jax.tree.map(jnp.asarray, reading.shared)
-        return rules, {**adapters, **({"": shared} if shared else {})}
+        adapters |= {"": shared} if shared else {}
+        return {**own[0], **rules}, {**own[1], **adapters}
 
 
-def _open_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors by their names in the torch model."""
+def _open_tensors(
+    folder: Path, start: str, names: re.Pattern[str]
+) -> dict[str, Tensor]:
+    """Return the tensors by their names in the torch model, which follow a start."""
     file = folder / TENSORS
     if not file.is_file() and (folder / _PICKLE).is_file():
         raise AdapterFileError(
@@ -95,12 +109,12 @@ def _open_tensors(folder: Path) -> dict[str, Tensor]:
         tensors = open_tensors(file)
     except CheckpointError as error:
         raise AdapterFileError(str(error)) from error
-    if strange := [name for name in tensors if not _EITHER.match(name)]:
+    if strange := [name for name in tensors if not names.match(name)]:
         raise AdapterFileError(
-            f"{file}: expected names that begin with {PREFIX}, found "
+            f"{file}: expected names that begin with {start}, found "
             f"{', '.join(strange[:5])}; is this an adapter of the torch library?"
         )
-    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items()}
 
 
 @contextmanager
@@ -140,7 +154,8 @@ class _Reading:
     ) -> None:
         self.config, self.tensors, self.modules = config, tensors, modules
         self.params = params
-        self.targets = modules.targeted(config)
+        targeted = config["peft_type"] != prefixes.TYPE
+        self.targets = modules.targeted(config) if targeted else {}
         self.shared: dict[str, np.ndarray] = {}
 
     def adapted(self) -> Found:
@@ -217,6 +232,31 @@ class _Reading:
         view = kernel.astype(jnp.float32).reshape(leaf.layer.d_in, leaf.layer.d_out)
         start = method.init(jax.random.key(0), replace(leaf.layer, kernel=view))
         return {name: np.asarray(start[name]) for name in names}
+
+    def tied_copies(self, model: Model, found: Found) -> set[str]:
+        """Take out the copy that a tied output layer has of an adapter, if any.
+
+        Returns:
+            The paths of tables whose output layer has the same adapter.
+        """
+        tied, same = family_of(model).tied(model), set[str]()
+        for leaf, (method, arrays) in found.items():
+            codec = CODECS[type(method)]
+            if leaf.path != tied or not isinstance(codec, Codec) or not codec.tied:
+                continue
+            for name, one in codec.tensors(method, leaf.layer).items():
+                copy = f"{OUTPUT}.{one.suffix}"
+                if copy not in self.tensors:
+                    return same
+                if not np.array_equal(
+                    self._ours(f"{OUTPUT}.", one, leaf.layer), arrays[name]
+                ):
+                    raise AdapterFileError(
+                        f"{copy}: expected the numbers of {leaf.module}, which is the "
+                        "same table in this model (tie_word_embeddings), found others"
+                    )
+            same.add(leaf.path)
+        return same
 
     def biases(self) -> Found:
         """Return the biases trained beside the adapter."""

@@ -20,13 +20,15 @@ from peftjax.hub.tensors import (
     flat,
     write,
 )
+from peftjax.hub.torch import prefixes
 from peftjax.hub.torch.codec import Codec
 from peftjax.hub.torch.codecs import CODECS, FIELDS
 from peftjax.hub.torch.config import CONFIG, complete
 from peftjax.hub.torch.full import describe_full
 from peftjax.hub.torch.heads import check_tied
-from peftjax.hub.torch.load import PREFIX, SHARED, TENSORS
+from peftjax.hub.torch.load import OUTPUT, PREFIX, SHARED, TENSORS
 from peftjax.hub.torch.modules import Leaf, Modules, is_feedforward
+from peftjax.methods.prefix_tuning import PrefixTuning
 from peftjax.models.families import family_of
 from peftjax.models.family import Model
 from peftjax.models.names import Layout
@@ -45,7 +47,7 @@ def save_torch(
     """Write adapters as the torch library has them.
 
     `adapter_config.json` and `adapter_model.safetensors`, for the methods of
-    `codecs.CODECS`; one method at a time, as there. Leaves of `Full` become
+    `codecs.CODECS` and `PrefixTuning`; one at a time, as there. Leaves of `Full` become
     `modules_to_save` or trained biases. What acts in training only (HRA's penalty and
     start) is left out. The folder appears whole or not at all.
 
@@ -90,8 +92,11 @@ def _translate(
     }
     headed = family_of(model).head(model) is not None
     modules = Modules(model, shapes, layout, prefix=headed)
-    check_tied(model, {site.path for site in peft.sites})
-    codec = _codec(peft)
+    if prefix := [s for s in peft.sites if isinstance(s.method, PrefixTuning)]:
+        return _prefix(model, peft, prefix, adapters, modules)
+    codec, tied = _codec(peft), family_of(model).tied(model)
+    if not codec.tied:
+        check_tied(model, {site.path for site in peft.sites})
     entries = [(site, leaf) for site in peft.sites for leaf in modules.at(site.path)]
     methods = {
         leaf.module: site.method for site, leaf in entries if not site.method.replaces
@@ -107,7 +112,13 @@ def _translate(
         if site.method.replaces:
             full[leaf] = leaf.to_torch(arrays["value"])
         else:
-            tensors.update(_adapted(codec, site.method, leaf, arrays))
+            own = _adapted(codec, site.method, leaf, arrays)
+            tensors.update(own)
+            if site.path == tied:
+                start = f"{leaf.module}."
+                tensors.update(
+                    {f"{OUTPUT}.{n.removeprefix(start)}": v for n, v in own.items()}
+                )
             for name, one in codec.shared(site.method, leaf.layer).items():
                 value = np.asarray(adapters[""][name])
                 shared[SHARED + one.suffix] = one.to_torch(value, leaf.layer)
@@ -125,6 +136,39 @@ def _translate(
     }
     named = {f"{PREFIX}{name}": value for name, value in {**tensors, **more}.items()}
     return _with_targets(config, methods, modules), {**named, **shared}
+
+
+def _prefix(
+    model: Model, peft: Any, own: list[Any], adapters: Mapping, modules: Modules
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return configuration and tensors of a prefix and of the modules beside it."""
+    others = [site for site in peft.sites if site not in own]
+    if other := [site for site in others if not site.method.replaces]:
+        raise ValueError(
+            f"{other[0].path}: the torch library holds one method in a file; found "
+            f"{type(other[0].method).__name__} beside a prefix. Save them apart"
+        )
+    full = {
+        leaf: leaf.to_torch(
+            np.asarray(value if leaf.number is None else value[leaf.number])
+        )
+        for site in others
+        for leaf in modules.at(site.path)
+        for value in [adapters[site.path]["value"]]
+    }
+    method, path = own[0].method, own[0].path
+    settings, tensors = prefixes.written(model, method, adapters[path])
+    fields, more = describe_full(full, modules, set(), prefixes.TYPE)
+    if fields.get("bias"):
+        raise ValueError("bias: the torch library trains none beside a prefix")
+    config = {
+        "peft_type": prefixes.TYPE,
+        "inference_mode": True,
+        "task_type": _task(model, fields["modules_to_save"]),
+        **settings,
+        **fields,
+    }
+    return config, {**tensors, **{f"{prefixes.START}{n}": v for n, v in more.items()}}
 
 
 def _codec(peft: Any) -> Codec:

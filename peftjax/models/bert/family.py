@@ -91,7 +91,7 @@ BERT = Family(
     names={"hf": names},
     examples=text_example,
     write_config=lambda model, channels: write_bert(model.config),
-    placements=Placements(PARTS),
+    placements=Placements(PARTS, prefix="prefix"),
     tokenizer="tokenizer.json",
     written_as=_written,
 )

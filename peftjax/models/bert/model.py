@@ -25,6 +25,7 @@ from peftjax.models.encoder import (
     check_inputs,
     normal,
 )
+from peftjax.models.prefix import Prefix, before, by_layer
 
 
 def mean_pool(hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
@@ -49,30 +50,34 @@ class Embeddings(Part):
     """`norm(word + position + token type)`."""
 
     @nn.compact
-    def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array) -> jax.Array:
-        config = self.config
+    def __call__(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, first: int
+    ) -> jax.Array:
+        config, positions = self.config, self._positions(input_ids, first)
         x = 0.0
         for name, rows, ids in (
             ("word", config.vocab_size, input_ids),
-            ("position", config.max_position_embeddings, self._positions(input_ids)),
+            ("position", config.max_position_embeddings, positions),
             ("token_type", config.type_vocab_size, token_type_ids),
         ):
             x += self.embed(rows, config.hidden_size, f"{name}_embeddings")(ids)
         return self.drop(self.norm(x))
 
-    def _positions(self, input_ids: jax.Array) -> jax.Array:
+    def _positions(self, input_ids: jax.Array, first: int) -> jax.Array:
         if not self.config.roberta:
-            return jnp.arange(input_ids.shape[1])[None]
+            return first + jnp.arange(input_ids.shape[1])[None]
         pad = self.config.pad_token_id
         token = (input_ids != pad).astype(jnp.int32)
-        return jnp.cumsum(token, axis=1) * token + pad
+        return (first + jnp.cumsum(token, axis=1)) * token + pad
 
 
 class Attention(Part):
     """Multi-head self-attention, its residual and norm."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, prefix: jax.Array | None = None
+    ) -> jax.Array:
         config = self.config
         heads = (*x.shape[:2], config.num_attention_heads, -1)
         q, k, v = (
@@ -81,6 +86,7 @@ class Attention(Part):
         )
         rate = 0.0 if self.deterministic else config.attention_probs_dropout_prob
         key = self.make_rng("dropout") if rate else None
+        k, v, mask = before(prefix, k, v, mask)
         y = attend(q, k, v, mask, dropout=rate, dropout_key=key).reshape(x.shape)
         y = self.dense(config.hidden_size, "output")(y)
         return self.norm(x + self.drop(y))
@@ -103,6 +109,9 @@ class Bert(nn.Module):
 
     Dropout falls where the originals have it: on the embeddings, the attention weights,
     the output of attention and MLP before the residual, and before the classifier.
+
+    An adapter may give rows to the place `prefix`, keys and values of every layer that
+    all tokens see (`methods.Prefix`); positions then begin behind them.
 
     Attributes:
         config: the architecture.
@@ -128,6 +137,11 @@ class Bert(nn.Module):
     scan_layers: bool = False
     remat: bool = False
     dtype: Any = jnp.float32
+
+    @property
+    def prefix_width(self) -> int:
+        """Numbers in a row of `prefix`: a key and a value of every layer."""
+        return 2 * self.config.num_hidden_layers * self.config.hidden_size
 
     @nn.compact
     def __call__(
@@ -158,8 +172,10 @@ class Bert(nn.Module):
             ValueError: the arguments or the fields do not fit.
         """
         config = self.config
-        others = (attention_mask, token_type_ids)
-        check_inputs("Bert", config, config.max_tokens, input_ids, *others)
+        depth, others = config.num_hidden_layers, (attention_mask, token_type_ids)
+        prefix = Prefix(self.prefix_width, self.dtype, name="prefix")()
+        most = config.max_tokens - len(prefix)
+        check_inputs("Bert", config, most, input_ids, *others)
         if attention_mask is None:
             attention_mask = jnp.ones_like(input_ids)
         if token_type_ids is None:
@@ -168,12 +184,15 @@ class Bert(nn.Module):
         x, hidden = apply_encoder(
             Layer,
             {**fields, "attention": Attention},
-            config.num_hidden_layers,
-            Embeddings(**fields, name="embeddings")(input_ids, token_type_ids),
+            depth,
+            Embeddings(**fields, name="embeddings")(
+                input_ids, token_type_ids, len(prefix)
+            ),
             attention_mask.astype(bool)[:, None, None, :],
             scan=self.scan_layers,
             remat=self.remat,
             keep=output_hidden_states,
+            prefix=by_layer(prefix, depth),
         )
         result = self._result(x, fields)
         return (result, hidden) if output_hidden_states else result

@@ -64,13 +64,13 @@ class Layer(Part):
 
     @nn.compact
     def __call__(
-        self, carry: dict, index: Any, mask: jax.Array | None
+        self, carry: dict, own: dict, mask: jax.Array | None
     ) -> tuple[dict, None]:
         fields, x = (self.config, self.deterministic, self.dtype), carry["x"]
         attention = Attention(*fields, name="self_attn")
         x = x + attention(self.norm(x, "layer_norm1"), mask)
         x = x + Mlp(*fields, name="mlp")(self.norm(x, "layer_norm2"))
-        return advance(carry, index, x)
+        return advance(carry, own, x)
 
 
 class _Tower(nn.Module):

@@ -99,6 +99,7 @@ DINOV2 = Family(
         stack="blocks",
         patches="patch_embed",
         head="head",
+        prefix=r"blocks(_\d+)?/prompts",
         like="vit",
     ),
     heads=Heads(("none",), task="ForImageClassification"),

@@ -18,6 +18,7 @@ from peftjax.models.dinov2.config import Dinov2Config
 from peftjax.models.dinov2.positions import interpolate
 from peftjax.models.encoder import Encoding, layer_norm, normal
 from peftjax.models.layers import apply_layers, drop_path
+from peftjax.models.prefix import Prefix, lengthened
 from peftjax.models.vit.model import Attention, Mlp
 
 
@@ -25,7 +26,7 @@ class Block(nn.Module):
     """One pre-norm layer: `x + s1 attn(norm1(x))`, then `x + s2 mlp(norm2(x))`.
 
     It takes `x [batch, tokens, features]` and its drop-path rate (None for no
-    dropping), and returns `(x, None)`.
+    dropping), and returns `(x, None)`. Its place `prompts` is as in a `ViT`.
     """
 
     config: Dinov2Config
@@ -47,8 +48,10 @@ class Block(nn.Module):
         heads, hidden = config.num_attention_heads, config.mlp_ratio * width
         attn = Attention(heads, fused_qkv=False, dtype=self.dtype, name="attn")
         mlp = Mlp(hidden, 0.0, deterministic=True, dtype=self.dtype, name="mlp")
+        tokens, prompts = x.shape[1], Prefix(width, self.dtype, name="prompts")
+        x = lengthened(x, prompts())
         x = residual(x, attn(norm("norm1")(x)), "scale1")
-        return residual(x, mlp(norm("norm2")(x)), "scale2"), None
+        return residual(x, mlp(norm("norm2")(x)), "scale2")[:, :tokens], None
 
 
 class Dinov2(nn.Module):
@@ -95,17 +98,19 @@ class Dinov2(nn.Module):
         config = self.config
         self._check(images)
         drop = train and config.drop_path_rate > 0
-        depth = config.num_hidden_layers
+        depth, x = config.num_hidden_layers, self._embed(images)
+        tokens = x.shape[1]
+        prompts = Prefix(config.hidden_size, self.dtype, name="prompts")
         x = apply_layers(
             Block,
             {"config": config, "dtype": self.dtype},
             depth,
-            self._embed(images),
+            lengthened(x, prompts()),
             np.full(depth, config.drop_path_rate, np.float32) if drop else None,
             scan=self.scan_layers,
             remat=self.remat,
         )
-        x = layer_norm(config.layer_norm_eps, jnp.float32, "norm")(x)
+        x = layer_norm(config.layer_norm_eps, jnp.float32, "norm")(x[:, :tokens])
         if self.head is None:
             return Encoding(x, x[:, 0])
         features = jnp.concatenate([x[:, 0], x[:, 1:].mean(axis=1)], axis=-1)

@@ -105,6 +105,7 @@ LLAMA = Family(
             "down": "mlp/down_proj",
         },
         head="score",
+        prefix="prefix",
         like="llama",
     ),
     heads=Heads(("none", "regression", "lm")),

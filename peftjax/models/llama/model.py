@@ -26,6 +26,7 @@ from peftjax.models.attention import attend
 from peftjax.models.layers import apply_layers
 from peftjax.models.llama.config import LlamaConfig
 from peftjax.models.llama.places import Cache, in_one_text, in_several_texts
+from peftjax.models.prefix import Prefix, before, by_layer
 from peftjax.models.rope import rotate
 
 _normal = nn.initializers.normal(0.02)
@@ -65,7 +66,7 @@ class Attention(_Part):
     """Causal self-attention with grouped heads and rotary positions."""
 
     @nn.compact
-    def __call__(self, x, layer, where, cache):
+    def __call__(self, x, own, where, cache):
         config, (mask, rotation) = self.config, where["sight"]
         groups, size = config.num_key_value_heads, config.head_dim
 
@@ -81,16 +82,18 @@ class Attention(_Part):
         q = rotated(config.num_attention_heads, "q")
         k, v = rotated(groups, "k"), heads(groups, "v")
         if cache is not None:
+            place = (own["index"], 0, where["index"], 0, 0)
             cache = tuple(
-                jax.lax.dynamic_update_slice(
-                    old, new[None].astype(old.dtype), (layer, 0, where["index"], 0, 0)
-                )
+                jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), place)
                 for old, new in zip(cache, (k, v))
             )
-            k, v = (jax.lax.dynamic_index_in_dim(c, layer, 0, False) for c in cache)
+            k, v = (
+                jax.lax.dynamic_index_in_dim(c, own["index"], 0, False) for c in cache
+            )
             k, v = k.astype(q.dtype), v.astype(q.dtype)
         rate = 0.0 if self.deterministic else config.attention_dropout
         key = self.make_rng("dropout") if rate else None
+        k, v, mask = before(own["prefix"], k, v, mask)
         y = attend(
             q,
             k,
@@ -129,14 +132,14 @@ class Layer(_Part):
     @nn.compact
     def __call__(self, carry: dict, own: dict, where: dict) -> tuple[dict, None]:
         fields = (self.config, self.deterministic, self.dtype)
-        x, hidden, index = carry["x"], carry["hidden"], own["index"]
+        x, hidden = carry["x"], carry["hidden"]
         sight, *windowed = where["sights"]
         for other in windowed:
             sight = jax.tree.map(partial(jnp.where, own["windowed"]), other, sight)
         where = {"index": where["index"], "sight": sight}
         attention = Attention(*fields, name="self_attn")
         y, cache = attention(
-            self.norm("input_layernorm")(x), index, where, carry["cache"]
+            self.norm("input_layernorm")(x), own, where, carry["cache"]
         )
         if self.config.gemma:
             x = x + self.norm("post_attention_layernorm")(y)
@@ -147,12 +150,16 @@ class Layer(_Part):
             y = self.norm("post_attention_layernorm")(x)
             x = x + Mlp(*fields, name="mlp")(y)
         if hidden is not None:
-            hidden = hidden.at[index + 1].set(x)
+            hidden = hidden.at[own["index"] + 1].set(x)
         return {"x": x, "cache": cache, "hidden": hidden}, None
 
 
 class Llama(nn.Module):
     """Llama with an optional head.
+
+    An adapter may give rows to the place `prefix`, keys and values of every layer
+    (`methods.Prefix`), which are not rotated; positions begin behind them. All tokens
+    see them, through windows too.
 
     Attributes:
         config: the architecture.
@@ -176,6 +183,13 @@ class Llama(nn.Module):
     scan_layers: bool = False
     remat: bool = False
     dtype: Any = jnp.float32
+
+    @property
+    def prefix_width(self) -> int:
+        """Numbers in a row of `prefix`: a key and a value of every layer."""
+        config = self.config
+        heads = config.num_key_value_heads * config.head_dim
+        return 2 * config.num_hidden_layers * heads
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         """Return a cache for `batch` sequences of up to `length` tokens."""
@@ -223,14 +237,16 @@ class Llama(nn.Module):
             ValueError: the arguments or the fields do not fit.
         """
         self._check(input_ids, attention_mask, cache, segment_ids)
-        config, hidden = self.config, None
+        config, hidden, depth = self.config, None, self.config.num_hidden_layers
+        prefix = Prefix(self.prefix_width, self.dtype, name="prefix")()
+        first, sights = len(prefix), config.sights
         if segment_ids is None:
             ones = jnp.ones_like(input_ids)
             mask = ones if attention_mask is None else attention_mask
-            where, cache = in_one_text(mask.astype(bool), cache, config.sights)
+            where, cache = in_one_text(mask.astype(bool), cache, sights, first)
         else:
             mask = segment_ids > 0
-            where = in_several_texts(segment_ids, config.sights)
+            where = in_several_texts(segment_ids, sights, first)
         table = nn.Embed(
             config.vocab_size,
             config.hidden_size,
@@ -242,16 +258,17 @@ class Llama(nn.Module):
         if config.gemma:
             x = x * jnp.asarray(sqrt(config.hidden_size), x.dtype)
         if output_hidden_states:
-            hidden = jnp.zeros((config.num_hidden_layers + 1, *x.shape), x.dtype)
+            hidden = jnp.zeros((depth + 1, *x.shape), x.dtype)
             hidden = hidden.at[0].set(x)
         carry = apply_layers(
             Layer,
             {"config": config, "deterministic": not train, "dtype": self.dtype},
-            config.num_hidden_layers,
+            depth,
             {"x": x, "cache": cache and (cache.key, cache.value), "hidden": hidden},
             {
-                "index": np.arange(config.num_hidden_layers),
+                "index": np.arange(depth),
                 "windowed": np.array(config.windowed),
+                "prefix": by_layer(prefix, depth),
             },
             where,
             name="layers",

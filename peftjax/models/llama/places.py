@@ -57,7 +57,7 @@ class Cache(NamedTuple):
 
 
 def in_one_text(
-    token: jax.Array, cache: Cache | None, sights: Sequence[Sight]
+    token: jax.Array, cache: Cache | None, sights: Sequence[Sight], first: int
 ) -> tuple[dict[str, Any], Cache | None]:
     """Return slot and sights of the new tokens, and the cache that has them.
 
@@ -65,6 +65,7 @@ def in_one_text(
         token: `[batch, tokens]`, boolean: no padding.
         cache: of the tokens before them.
         sights: of the layers.
+        first: the position of the first token of the text.
     """
     index, new = 0, jnp.arange(token.shape[1])
     if cache is not None:
@@ -73,17 +74,21 @@ def in_one_text(
         cache, token = cache._replace(mask=mask), mask
     distance = (index + new)[:, None] - jnp.arange(token.shape[1])
     mask = (distance >= 0) & token[:, None, :]
-    seen = [sight.of(index + new, mask, distance) for sight in sights]
+    positions = first + index + new
+    seen = [sight.of(positions, mask, distance) for sight in sights]
     return {"index": index, "sights": seen}, cache
 
 
-def in_several_texts(segments: jax.Array, sights: Sequence[Sight]) -> dict[str, Any]:
+def in_several_texts(
+    segments: jax.Array, sights: Sequence[Sight], first: int
+) -> dict[str, Any]:
     """Return sights in rows of several texts that do not see each other.
 
     Args:
         segments: `[batch, tokens]`, integers: the number of each token's text, the same
             from its first to its last; 0 for padding.
         sights: of the layers.
+        first: the position of the first token of each text.
     """
     tokens = jnp.arange(segments.shape[1])
     before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
@@ -91,5 +96,6 @@ def in_several_texts(segments: jax.Array, sights: Sequence[Sight]) -> dict[str, 
     distance = tokens[:, None] - tokens
     same = segments[:, :, None] == segments[:, None, :]
     mask = same & (distance >= 0) & (segments > 0)[:, None, :]
-    seen = [sight.of(tokens - starts, mask, distance) for sight in sights]
+    positions = first + tokens - starts
+    seen = [sight.of(positions, mask, distance) for sight in sights]
     return {"index": 0, "sights": seen}

@@ -83,6 +83,7 @@ VIT = Family(
         stack="blocks",
         patches="patch_embed",
         head="head",
+        prefix=r"blocks(_\d+)?/prompts",
         like="vit",
     ),
     heads=Heads(("none",), "num_classes", absent=0, task="ForImageClassification"),

@@ -16,6 +16,7 @@ import numpy as np
 
 from peftjax.models.attention import attend
 from peftjax.models.layers import apply_layers, drop_path
+from peftjax.models.prefix import Prefix, lengthened
 
 SIZES = {
     "Ti": {"width": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768},
@@ -99,7 +100,8 @@ class Block(nn.Module):
     """One pre-norm layer: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
 
     It takes `x [batch, tokens, width]` and its drop-path rate (None for no dropping),
-    and returns `(x, None)`, the form that `nn.scan` asks for.
+    and returns `(x, None)`, the form that `nn.scan` asks for. Rows that an adapter
+    gives to its place `prompts` are tokens inside of it alone.
     """
 
     num_heads: int
@@ -122,8 +124,10 @@ class Block(nn.Module):
         norm2 = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm2")
         drop = self.dropout, self.deterministic
         mlp = Mlp(self.mlp_dim, *drop, self.dtype, name="mlp")
+        tokens, prompts = x.shape[1], Prefix(x.shape[-1], self.dtype, name="prompts")
+        x = lengthened(x, prompts())
         x = residual(x, attn(norm1(x)))
-        return residual(x, mlp(norm2(x))), None
+        return residual(x, mlp(norm2(x)))[:, :tokens], None
 
 
 class ViT(nn.Module):
@@ -131,6 +135,9 @@ class ViT(nn.Module):
 
     Parameters: `patch_embed`, `cls_token`, `pos_embed`, per block `norm1`, `attn/qkv`,
     `attn/proj`, `norm2`, `mlp/fc1` and `mlp/fc2`, then `norm` and `head`.
+
+    An adapter may give rows to the place `prompts`, tokens that run through all blocks,
+    and to that of each block, `blocks_0/prompts` (`methods.VPT`).
 
     Dropout falls where the paper puts it (appendix B.1): on the embeddings and after
     every dense layer except q, k, v. Departures from the released code: GELU is exact;
@@ -203,6 +210,8 @@ class ViT(nn.Module):
         self._check(images)
         x = self._embed(images)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        tokens, prompts = x.shape[1], Prefix(self.width, self.dtype, name="prompts")
+        x = lengthened(x, prompts())
         rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
         fields = {name: getattr(self, name) for name in _BLOCK_FIELDS}
         fields["deterministic"] = not train
@@ -210,7 +219,7 @@ class ViT(nn.Module):
         drop = rates if train and self.drop_path > 0 else None
         x = apply_layers(Block, fields, self.depth, x, drop, scan=scan, remat=remat)
         x = nn.LayerNorm(self.norm_eps, dtype=jnp.float32, name="norm")(x)
-        x = x[:, 0] if self.pooling == "cls" else x.mean(axis=1)
+        x = x[:, 0] if self.pooling == "cls" else x[:, :tokens].mean(axis=1)
         if self.num_classes == 0:
             return x
         return nn.Dense(self.num_classes, kernel_init=_small, name="head")(x)

@@ -33,4 +33,6 @@ def _write(methods: Methods, biased: set[str]) -> dict[str, Any]:
     return {"token_indices": list(uniform(methods, "tokens"))}
 
 
-CODEC = Codec("TRAINABLE_TOKENS", ("embedding",), _FIELDS, _read, _tensors, _write)
+CODEC = Codec(
+    "TRAINABLE_TOKENS", ("embedding",), _FIELDS, _read, _tensors, _write, tied=True
+)
