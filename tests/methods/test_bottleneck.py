@@ -1,4 +1,4 @@
-"""Bottlenecks on what modules return, against torch's modules, and in a model by hand."""
+"""Bottlenecks on what modules return, against torch's modules, and in a model."""
 
 from dataclasses import replace
 

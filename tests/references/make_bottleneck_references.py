@@ -5,8 +5,8 @@
 
 Houlsby's, in series with an exact GELU, and AdaptFormer's, beside a module with a ReLU
 and a scale of 0.1, each `Linear`, activation, `Linear`. Of every case, by its name, the
-parameters (torch's layout), x and y, the result, and the gradients of its product with a
-cotangent.
+parameters (torch's layout), x and y, the result, and the gradients of its product with
+a cotangent.
 """
 
 import sys
