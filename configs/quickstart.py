@@ -8,9 +8,9 @@ rates are the best of `grid` by `experiments.sweep`: mean accuracy on the valida
 split over three seeds that the table does not use; the smaller of two equals.
 
 `--methods all` adds the library's other methods. Their rates are the best of 3e-3, 1e-2
-and 3e-2 by one seed's held-out accuracy; RoAd has LoRA's, and LoRA+, which is LoRA with
-a group of the optimizer, a tenth of it. `glora_search` is GLoRA as its paper has it, a
-supernet and its search, which takes minutes for each seed.
+and 3e-2 by one seed's held-out accuracy; RoAd and VPT have LoRA's, and LoRA+, which is
+LoRA with a group of the optimizer, a tenth of it. `glora_search` is GLoRA as its paper
+has it, a supernet and its search, which takes minutes for each seed.
 """
 
 from ml_collections import ConfigDict
@@ -87,8 +87,8 @@ ON_REQUEST = {
     "repadapter": (3e-2, ((LINEAR, pj.RepAdapter(rank=4)), HEAD)),
     "houlsby": (3e-2, ((BESIDE.format("attn|mlp"), pj.Bottleneck(rank=8)), HEAD)),
     "adaptformer": (1e-2, ((BESIDE.format("mlp"), ADAPTFORMER), HEAD)),
-    "vpt_shallow": (3e-2, (("prompts:output", VPT), HEAD)),
-    "vpt_deep": (3e-2, ((r"blocks_\d+/prompts:output", VPT), HEAD)),
+    "vpt_shallow": (1e-2, (("prompts:output", VPT), HEAD)),
+    "vpt_deep": (1e-2, ((r"blocks_\d+/prompts:output", VPT), HEAD)),
     "boft": (1e-2, ((LINEAR, pj.BOFT(block=8, factors=2)), HEAD)),
     "road": (1e-2, ((LINEAR, pj.RoAd()), HEAD)),
     "lora_plus": (1e-3, METHODS["lora"][1]),

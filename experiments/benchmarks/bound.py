@@ -5,7 +5,8 @@
 Read off XLA's own analysis of compiled programs: nothing is run, and no weight exists.
 The bound is the frozen model's forward pass and input gradient, below which no adapter
 can train. A ViT of width 768 with one block, batch 8, 197 tokens; all its linear layers
-are adapted (qkv, proj, fc1, fc2), at rank 8 where there is one.
+are adapted (qkv, proj, fc1, fc2), at rank 8 where there is one; by methods that are of
+no weight, what attention and MLP return, or the block's tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from peftjax import storage
 from peftjax.models.vit import ViT
 
 LINEAR = r"blocks(_\d+)?/(attn/(qkv|proj)|mlp/fc[12])/kernel"
+OUTPUTS = r"blocks(_\d+)?/(attn|mlp):output"
+BESIDE, PROMPTS = r"blocks(_\d+)?/mlp:output", r"blocks(_\d+)?/prompts:output"
 IMAGES = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
 LARGEST = {"d_in": 3072, "d_out": 3072}
 METHODS: dict[str, pj.Method] = {
@@ -63,7 +66,16 @@ METHODS: dict[str, pj.Method] = {
     "road": pj.RoAd(),
     "ia3": pj.IA3(),
     "ssf": pj.SSF(),
+    "houlsby": pj.Bottleneck(rank=8),
+    "adaptformer": pj.Bottleneck(rank=8, scale=0.1, side="input"),
+    "vpt_deep": pj.VPT(length=10),
     "full": pj.Full(),
+}
+# Where a method is put that is not on every linear layer; how many places a block has.
+PLACES = {
+    "houlsby": (OUTPUTS, 2),
+    "adaptformer": (BESIDE, 1),
+    "vpt_deep": (PROMPTS, 1),
 }
 
 
@@ -84,13 +96,18 @@ def costs(function: Any, *arguments: Any) -> tuple[float, float]:
 
 
 def ratios(
-    method: pj.Method, depth: int = 1, scan_layers: bool = False, remat: bool = False
+    method: pj.Method,
+    depth: int = 1,
+    scan_layers: bool = False,
+    remat: bool = False,
+    place: tuple[str, int] = (LINEAR, 4),
 ) -> tuple[float, float]:
     """Return FLOPs and temporary memory of the adapters' gradient, over the bound's."""
     model, variables, bound = base(depth, scan_layers, remat)
-    rules = {LINEAR: method}
+    pattern, number = place
+    rules = {pattern: method}
     peft = pj.adapt(model.apply, variables, IMAGES, rules=rules, strict=True)
-    assert len(peft.sites) == 4 * (1 if scan_layers else depth)
+    assert len(peft.sites) == number * (1 if scan_layers else depth)
     adapters = jax.eval_shape(peft.init, jax.random.key(0), variables)
     trainable, frozen = peft.partition(adapters)
 
@@ -110,7 +127,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.flag("--out", type=Path, default=Path("runs/bound.json"), help="result")
     options = parser.read(argv)
     names = options.methods or list(METHODS)
-    found = {name: ratios(METHODS[name]) for name in names}
+    found = {
+        name: ratios(METHODS[name], place=PLACES.get(name, (LINEAR, 4)))
+        for name in names
+    }
     table = Table("method", "FLOPs / bound", "memory / bound")
     for name, pair in found.items():
         table.add_row(name, *(f"{value:.2f}" for value in pair))

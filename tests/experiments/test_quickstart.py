@@ -194,8 +194,9 @@ def test_all_are_the_methods_of_the_library():
     assert [run.method for run in runs] == [*quickstart.EVERY]
     rules = [rule for _, rules in quickstart.EVERY.values() for rule in rules]
     absent = {*pj.methods.ALL} - {type(method) for _, method in rules}
-    # of modules; of its search; a ViT has no table of tokens
-    assert absent == {pj.Composition, pj.GLoRASupernet, pj.TrainableTokens}
+    # of modules; of its search; a ViT has no table of tokens and no prefix of keys
+    other = {pj.TrainableTokens, pj.PrefixTuning}
+    assert absent == {pj.Composition, pj.GLoRASupernet, *other}
     given = {run.method for run in runs if "groups" in run.optim}
     assert given == {"lora_plus"}
 
