@@ -23,8 +23,6 @@ D_IN, D_OUT = 768, 3072
 # Of no linear layer, on which the costs are measured.
 ELSEWHERE = (
     methods.TrainableTokens(tokens=(3, 5)),
-    methods.Bottleneck(rank=8),
-    methods.VPT(length=10),
     methods.PrefixTuning(length=10),
 )
 COSTS = ROOT / "results" / "methods_over_bound.json"
@@ -149,8 +147,8 @@ def cost(name: str) -> str:
         f"A training step takes {over['flops']:.2f} of the FLOPs and "
         f"{over['temporary_bytes']:.2f} of the temporary memory of the bound, the "
         "frozen model's forward and input gradient (XLA's own counts, "
-        "`results/methods_over_bound.json`; the method on every linear layer of one "
-        "ViT block of width 768, batch 8, 197 tokens)."
+        "`results/methods_over_bound.json`; the method on every linear layer, or what "
+        "it edits, of one ViT block of width 768, batch 8, 197 tokens)."
     )
 
 

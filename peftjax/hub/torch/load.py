@@ -75,7 +75,7 @@ def load_torch(
     paths, leaves, _ = flatten(variables)
     params = {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
     with _naming(folder):
-        check_heads(model, config, tensors)
+        check_heads(model, config, _without_copies(config, tensors))
         own = prefixes.taken(config, tensors, model) if of_prefix else ({}, {})
         if not of_prefix:
             config, tensors = READERS[config["peft_type"]].unpack(config, tensors)
@@ -140,6 +140,15 @@ def _modules(
         return sum(name.startswith(owners) for name in names)
 
     return max((Modules(model, shapes, one, prefix) for one in layouts), key=known)
+
+
+def _without_copies(config: Config, names: Mapping[str, Any]) -> list[str]:
+    """Return the names but those of a tied output layer's copy of an adapter."""
+    reader = READERS.get(config["peft_type"])
+    if reader is None or not reader.tied:
+        return [*names]
+    copy, whole = f"{OUTPUT}.", (".weight", ".bias")
+    return [n for n in names if not n.startswith(copy) or n.endswith(whole)]
 
 
 class _Reading:
