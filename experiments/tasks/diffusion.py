@@ -81,7 +81,7 @@ def data(config: ConfigDict, choose: bool) -> Data:
     rows = _first(scans["label"], settings.shots)
     train = {name: column[rows] for name, column in scans.items()}
     test = to_draw(config, settings.classes, settings.samples, seed=1)
-    validation = to_draw(config, settings.classes, SHOWN)
+    validation = to_draw(config, settings.classes, settings.samples)
     return Data(train, None if choose else test, validation)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from peftjax import storage
+from peftjax.data.clip_tokenizer import from_merges
 from peftjax.data.errors import DataError
 from peftjax.data.gguf_file import open_gguf
 from peftjax.data.gguf_tokenizer import from_gguf
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BUCKETS = (16, 32, 64, 128, 256, 512)
-_FILES = ("tokenizer.json", "spm.model")
+_FILES = ("tokenizer.json", "spm.model", "merges.txt")
 # What a file's rules make of a pair is only known when one is tokenised.
 _PROBE = ("The cat, naïve: 3 × 四!", " a  dog\n")
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>")
@@ -47,8 +48,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Read a tokenizer.
 
     Args:
-        path: `tokenizer.json`, DeBERTa's `spm.model`, a GGUF file, or the folder of the
-            model that holds one of them; of several, the first. Beside a GGUF file a
+        path: `tokenizer.json`, DeBERTa's `spm.model`, CLIP's `merges.txt` beside its
+            `vocab.json`, a GGUF file, or the folder of the model that holds one of
+            them; of several, the first. Beside a GGUF file a
             `tokenizer.json` goes before the file's own.
 
     Raises:
@@ -67,6 +69,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         match file.suffix:
             case ".model":
                 tokenizer = from_spm(file)
+            case ".txt":
+                storage.mirrored(file.parent, "vocab.json")
+                tokenizer = from_merges(file)
             case ".gguf":
                 tokenizer = from_gguf(open_gguf(file))
             case _:

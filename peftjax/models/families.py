@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftjax.models.bert.family import BERT
-from peftjax.models.clip.family import CLIP
+from peftjax.models.clip.family import CLIP, CLIP_TEXT
 from peftjax.models.config_json import Json
 from peftjax.models.deberta.family import DEBERTA
 from peftjax.models.dinov2.family import DINOV2
@@ -22,7 +22,10 @@ from peftjax.models.unet.family import UNET
 from peftjax.models.vae.family import VAE
 from peftjax.models.vit.family import VIT
 
-FAMILIES: tuple[Family, ...] = (BERT, DEBERTA, CLIP, LLAMA, VIT, DINOV2, UNET, VAE)
+FAMILIES: tuple[Family, ...] = (
+    *(BERT, DEBERTA, CLIP, CLIP_TEXT, LLAMA, VIT, DINOV2),
+    *(UNET, VAE),
+)
 
 
 def family_of(model: Any) -> Family:

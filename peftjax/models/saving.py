@@ -119,7 +119,9 @@ def _pieces(
     family: Family, model: Model, params: Mapping[str, Any]
 ) -> dict[str, _Piece]:
     """Return what makes up every tensor."""
-    where = family.sources(model, prefix=family.head(model) is not None)
+    # What never has a head has its prefix always.
+    whole = family.heads.attribute is None or family.head(model) is not None
+    where = family.sources(model, prefix=whole)
     pieces = {}
     for path, leaf in params.items():
         paths = unrolled(path, leaf.shape)
@@ -140,7 +142,7 @@ def _config(
     config = family.write_config(model, channels)
     if "_class_name" in config:  # diffusers' files name no architecture
         return config
-    config["architectures"] = [family.kind(model).architecture + task]
+    config.setdefault("architectures", [family.kind(model).architecture + task])
     outputs = 1 if head == "regression" else head
     if isinstance(outputs, int):
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(outputs)}

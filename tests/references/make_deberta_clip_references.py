@@ -6,9 +6,10 @@
 
 As `make_model_references.py`, for these two families; `check` looks only at models
 whose names begin with `deberta` or `clip`. `deberta_buckets.npz`, beside the folder,
-holds the buckets of relative distances. Nothing of peftjax is used here.
+holds the buckets of relative distances, `clip_tokenizer` a tokenizer and ids. Nothing of peftjax is used here.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import transformers as tf
 from make_model_references import SMALL, randomise
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 # As in the published config.json of DeBERTa-v3, but for the sizes.
@@ -47,6 +49,7 @@ V2 = {
     "pooler_hidden_act": "tanh",
 }
 TEXT = {**SMALL, "max_position_embeddings": 14}
+ENCODER = {"eos_token_id": 2, "bos_token_id": 44}  # as of Stable Diffusion's
 VISION = {**SMALL, "hidden_size": 32, "image_size": 16, "patch_size": 4}
 TENSORS = (
     "logits",
@@ -54,6 +57,14 @@ TENSORS = (
     "logits_per_image",
     "text_embeds",
     "image_embeds",
+    "pooler_output",
+)
+TEXTS = (
+    "a photo of the cat",
+    "  The CAT's  lower\tcat, 3 × 12!?",
+    "naïve résumé, ｆull",
+    "日本 <|endoftext|> it'll",
+    "",
 )
 
 
@@ -78,6 +89,12 @@ def models():
         "deberta_unshared": classifier(config(**V2, num_labels=1)),
         "clip": tf.CLIPModel(openai),
         "clip_gelu": tf.CLIPModel(later),
+        "clip_text": tf.CLIPTextModel(tf.CLIPTextConfig(**TEXT, **ENCODER)),
+        "clip_text_projected": tf.CLIPTextModelWithProjection(
+            tf.CLIPTextConfig(
+                **{**TEXT, "hidden_act": "gelu"}, **ENCODER, projection_dim=20
+            )
+        ),
     }
 
 
@@ -94,6 +111,8 @@ def inputs(name, rng):
     # The end of a text is 45; with `eos_token_id` 2 it is the largest of the row.
     ids = np.where(mask, ids, 45)
     ids[0, -1] = ids[1, 8] = ids[2, 3] = 45
+    if name.startswith("clip_text"):
+        return {"input_ids": ids}
     images = rng.normal(size=(4, 3, 16, 16)).astype(np.float32)
     return {"input_ids": ids, "attention_mask": mask, "pixel_values": images}
 
@@ -129,7 +148,7 @@ def make(folder):
         torch.manual_seed(100 + i)
         path = folder / name
         randomise(model)
-        if name.startswith("clip"):
+        if isinstance(model, tf.CLIPModel):
             model.logit_scale.data.fill_(1.7)
         model.save_pretrained(path)
         given = inputs(name, np.random.default_rng(100 + i))
@@ -140,6 +159,26 @@ def make(folder):
         for count, most in ((256, 512), (32, 128), (50, 300), (4, 16))
     }
     np.savez_compressed(folder.parent / "deberta_buckets.npz", **buckets)
+    make_tokenizer(folder.parent / "clip_tokenizer")
+
+
+def make_tokenizer(folder):
+    """Write a tokenizer as Stable Diffusion 1.5's lies there, and ids of texts."""
+    merges = "t h|th e</w>|c a|ca t</w>|l o|lo w|low er</w>|1 2|r é|e r</w>".split("|")
+    merges = [tuple(merge.split()) for merge in merges]
+    letters = sorted(ByteLevel.alphabet())
+    pieces = letters + [x + "</w>" for x in letters] + ["".join(m) for m in merges]
+    names = [*pieces, "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    made = tf.CLIPTokenizer(vocab=vocabulary, merges=merges)
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    lines = "".join(f"{a} {b}\n" for a, b in merges)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{lines}")
+    kind = {"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
+    ids = {text: made(text).input_ids for text in TEXTS}
+    (folder / "ids.json").write_text(json.dumps(ids))
 
 
 def check(folder):

@@ -97,6 +97,7 @@ class ClipConfig:
 
 
 T = TypeVar("T", ClipVisionConfig, ClipTextConfig)
+_TEXT_MODELS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
 def read_clip(config: Json) -> ClipConfig:
@@ -124,6 +125,32 @@ def write_clip(config: ClipConfig) -> dict[str, Any]:
         **dim,
         "vision_config": {"model_type": "clip_vision_model", **vision, **dim},
         "text_config": {"model_type": "clip_text_model", **text, **dim},
+    }
+
+
+def read_clip_text(config: Json) -> ClipTextConfig:
+    """Return the fields in the `config.json` of a text tower alone.
+
+    Raises:
+        CheckpointError: as `read_clip`.
+    """
+    check_neutral(config)
+    known = [[name] for name in _TEXT_MODELS]
+    if config.get("architectures", known[0]) not in known:
+        raise wrong("architectures", f"one of {', '.join(_TEXT_MODELS)}", config)
+    return filled(ClipTextConfig(), config)
+
+
+def write_clip_text(
+    config: ClipTextConfig, projection_dim: int | None
+) -> dict[str, Any]:
+    """Return what `read_clip_text` reads."""
+    projects = projection_dim is not None
+    return {
+        "model_type": "clip_text_model",
+        "architectures": [_TEXT_MODELS[projects]],
+        **dataclasses.asdict(config),
+        **({"projection_dim": projection_dim} if projects else {}),
     }
 
 

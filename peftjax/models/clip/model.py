@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from peftjax.models.clip.config import ClipConfig
+from peftjax.models.clip.config import ClipConfig, ClipTextConfig
 from peftjax.models.clip.towers import ImageTower, TextTower
 from peftjax.models.encoder import normal
 
@@ -102,6 +102,68 @@ class Clip(nn.Module):
         """Return `[texts, projection_dim]`, not normalised."""
         pooled = self.text(input_ids, attention_mask, train=train).pooled
         return self.text_projection(pooled)
+
+
+class ClipText(nn.Module):
+    """The text tower alone: the `text_encoder` of Stable Diffusion.
+
+    Parameters: the tower's under `text`, and `text_projection` where there is one.
+
+    Attributes:
+        config: the architecture.
+        projection_dim: features that the end of a text is projected to, as in SDXL's
+            second encoder; None: it is not.
+        scan_layers: as in `Clip`.
+        remat: as in `Clip`.
+        dtype: as in `Clip`.
+
+    >>> from peftjax.models import ClipTextConfig
+    >>> model = ClipText(ClipTextConfig(50, 16, 1, 2, 32), projection_dim=4)
+    >>> ids = jnp.array([[1, 7, 49]])
+    >>> encoding, _ = model.init_with_output(jax.random.key(0), ids)
+    >>> encoding.hidden.shape, encoding.pooled.shape
+    ((1, 3, 16), (1, 4))
+    """
+
+    config: ClipTextConfig
+    projection_dim: int | None = None
+    scan_layers: bool = False
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        *,
+        train: bool = False,
+        output_hidden_states: bool = False,
+    ) -> Any:
+        """Return an `Encoding`; `pooled` is projected where there is a projection.
+
+        Args:
+            input_ids: as in `TextTower`.
+            attention_mask: as there.
+            train: as there.
+            output_hidden_states: as there; SDXL reads the last state but one.
+
+        Raises:
+            ValueError: the arguments do not fit.
+        """
+        fields = (self.scan_layers, self.remat, self.dtype)
+        found = TextTower(self.config, *fields, name="text")(
+            input_ids,
+            attention_mask,
+            train=train,
+            output_hidden_states=output_hidden_states,
+        )
+        if self.projection_dim is None:
+            return found
+        result, hidden = found if output_hidden_states else (found, None)
+        project = projection(self.projection_dim, self.dtype, "text_projection")
+        result = result._replace(pooled=project(result.pooled))
+        return (result, hidden) if output_hidden_states else result
 
 
 def projection(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
