@@ -6,7 +6,9 @@
 Choices: `model`; `method`; `batch`, examples per chip; `tokens` of each (not for
 images); `layers`, fewer than the model's to see a plan sooner. Nothing is trained and
 no weights are needed. Llamas are adapted on q, k, v and o, the ViT on every linear
-layer of its blocks, at rank 8; bfloat16, with scanned layers that are recomputed.
+layer of its blocks, `sd15`, Stable Diffusion 1.5's U-Net at 512 pixels, on its
+attention, at rank 8; bfloat16, with layers that are recomputed, and scanned where they
+are alike.
 """
 
 from typing import Any
@@ -17,11 +19,14 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from experiments.arguments import door, known
+from peftjax.diffusion import NoiseSchedule, noised
+from peftjax.models import UNet2DConditionModel, UNetConfig
 from peftjax.models.llama.config import LlamaConfig
 from peftjax.models.llama.model import Llama
 from peftjax.models.lm_loss import lm_losses
 from peftjax.models.rope import Rope
 from peftjax.models.vit import ViT
+from peftjax.presets import rules as placed
 from peftjax.training.losses import Weighted, cross_entropy
 
 _LLAMA3: Any = {
@@ -79,6 +84,11 @@ def class_of_image(apply, batch, key):
     return cross_entropy(apply(batch["image"]), batch["label"])
 
 
+def noise(apply, batch, key):
+    x, t, y = noised(NoiseSchedule(), batch["latents"], key)
+    return jnp.square(apply(x, t, batch["context"]) - y).mean((1, 2, 3))
+
+
 def config(
     model: str = "llama2_7b",
     method: str = "lora",
@@ -91,10 +101,23 @@ def config(
     Raises:
         UnknownName: an unknown model or method; the nearest valid one is named.
     """
-    known(model, [*LLAMAS, "vit_b16"], "model")
+    known(model, [*LLAMAS, "vit_b16", "sd15"], "model")
     adapter = METHODS[known(method, METHODS, "method")]
     options = {"scan_layers": True, "remat": True, "dtype": _BF16}
-    if model == "vit_b16":
+    more: tuple[Any, ...] = ()
+    if model == "sd15":
+        module = UNet2DConditionModel(UNetConfig(), remat=True, dtype=_BF16)
+        rules = tuple(placed("unet", adapter).items())
+        shapes = {
+            "latents": jax.ShapeDtypeStruct((batch, 64, 64, 4), jnp.float32),
+            "context": jax.ShapeDtypeStruct((batch, 77, 768), _BF16),
+        }
+        more = (
+            jax.ShapeDtypeStruct((1,), jnp.int32),
+            jax.ShapeDtypeStruct((1, 77, 768), _BF16),
+        )
+        loss, name = noise, "latents"
+    elif model == "vit_b16":
         depth = layers or 12
         module = ViT(num_classes=100, depth=depth, **options)
         rules = ((IN_VIT, adapter), ("head/.*", pj.Full()))
@@ -116,7 +139,7 @@ def config(
             "name": model,
             "method": method,
             "model": module,
-            "example": (example,),
+            "example": (example, *more),
             "batch": shapes,
             "loss": loss,
             "rules": rules,

@@ -16,7 +16,8 @@ from peftjax.hub.tensors import save_tree
 from peftjax.parallel.distributed import led
 from peftjax.training.evaluation import evaluate
 
-HEAD = "(head|classifier|pooler|score)/.*"
+# What a published count leaves out: a task's head, or the encoder of a signal.
+HEAD = "(head|classifier|pooler|score|signal)/.*"
 
 
 def majority(labels: np.ndarray) -> float | None:

@@ -25,7 +25,7 @@ NOT_SETTINGS = (
     "trackers",
 )
 # Of the paths, those that do: other weights.
-WEIGHTS = ("model", "package", "start", "upstream")
+WEIGHTS = ("model", "package", "start", "upstream", "clip", "dino", "class_images")
 NAMES = ("name", "task", "method", "seed")
 LIBRARIES = ("flax", "grain", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
 

@@ -32,6 +32,8 @@ Of a CLIP the image tower is adapted, by Hydra in the second MLP layer alone.
 
 In a U-Net HRA adapts queries, keys, values and outputs of every attention, to itself
 and to the text, as its paper does; so do OFT and LoRA, which it compares itself with.
+Their code of controllable generation adapts the first layer of every MLP too: that is
+`parts=CONTROL`.
 Every other method is placed there as in a BERT, a choice of ours.
 """
 
@@ -54,6 +56,7 @@ Baseline = Literal["full", "linear", "bitfit", "layernorm"]
 _EVERY = ("query", "key", "value", "output", "gate", "up", "down")
 _LORA = ("query", "value")
 _ATTENTION = ("query", "key", "value", "output")
+CONTROL: tuple[Part, ...] = ("query", "key", "value", "output", "up")
 # Method -> the parts, by `Placements.like` where they differ ("" for the others).
 _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.LoRA: {"": _LORA, "unet": _ATTENTION},

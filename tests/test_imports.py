@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "peftjax.methods": ("core",),
     "peftjax.models": ("storage", "parallel", "data"),
     "peftjax.convert": ("core", "methods"),
-    "peftjax.diffusion": ("models", "storage"),
+    "peftjax.diffusion": ("data", "models", "storage"),
     "peftjax.quantised": ("core",),
     "peftjax.search": ("core", "methods"),
     "peftjax.starts": ("core", "methods", "quantised"),

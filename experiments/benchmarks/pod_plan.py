@@ -12,6 +12,8 @@ counts the body of a loop once. The step time is the larger of what the chip's
 published FLOP/s and links allow (`chips.py`): nothing waits, only the larger is paid,
 every link is used, and the traffic of the memory, which XLA counts like the FLOPs, is
 left out. A real step takes longer. `--no-gather` leaves the layout to the compiler.
+`--traced` takes no compiler: the step is traced alone, every part of the base is taken
+to be gathered twice, and temporaries are not known.
 `--out` adds the plan to those in a file, and
 `python -m experiments.benchmarks.pod_table FILE` prints them as a table.
 """
@@ -62,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.flag("--topology", required=True, help="such as v5e:8x8 or v5p:4x4x4")
     parser.flag("--fsdp", type=cli.count, default=1, help="chips that share a base")
     parser.flag("--no-gather", action="store_true", help="as the compiler would")
+    parser.flag("--traced", action="store_true", help="without libtpu")
     parser.flag("--out", type=Path, help="JSON file of plans to add to")
     options = parser.read(argv)
     source, name = options.config, options.topology
@@ -70,14 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     chip = CHIPS.get(name.partition(":")[0])
     if chip is None:
         raise SystemExit(f"--topology {name}: expected a slice of {', '.join(CHIPS)}")
-    try:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except Exception as error:  # libtpu's own
-        raise SystemExit(
-            f"--topology {name}: no libtpu that knows it ({error!s:.200}); "
-            "pip install 'jax[tpu]'"
-        ) from error
-    mesh = make_mesh(fsdp=options.fsdp, devices=topology.devices)
+    devices = _stand_ins(name) if options.traced else _devices(name)
+    mesh = make_mesh(fsdp=options.fsdp, devices=devices)
     found = {
         "model": case.name,
         "method": case.method,
@@ -85,19 +82,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         "topology": name,
         "mesh": dict(mesh.shape),
         "gather": not options.no_gather,
-        **plan(case, mesh, chip, not options.no_gather),
+        **(
+            traced(case, mesh, chip)
+            if options.traced
+            else plan(case, mesh, chip, not options.no_gather)
+        ),
     }
     show(found)
     if options.out:
         add(options.out, found)
 
 
+def _devices(name: str) -> Any:
+    """Return the chips of a slice, as libtpu knows it."""
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # libtpu's own
+        raise SystemExit(
+            f"--topology {name}: no libtpu that knows it ({error!s:.200}); "
+            "pip install 'jax[tpu]', or give --traced"
+        ) from error
+
+
+def _stand_ins(name: str) -> Any:
+    """Return as many devices of a CPU as a slice has chips; nothing runs on them."""
+    sizes = name.partition(":")[2].split("x")
+    if not all(size.isdecimal() for size in sizes):
+        raise SystemExit(f"--topology {name}: expected such as v5e:8x8")
+    count = prod(map(int, sizes))
+    jax.config.update("jax_num_cpu_devices", count)
+    return jax.devices("cpu")[:count]
+
+
 def add(file: Path, found: dict[str, Any]) -> None:
     """Add a plan to those in a file, in the place of an earlier one of the same."""
     known = json.loads(file.read_text()) if file.exists() else []
-    same = ("choices", "topology", "mesh", "gather")
-    others = [x for x in known if any(x[key] != found[key] for key in same)]
-    found = {**found, "libtpu": metadata.version("libtpu"), **circumstances()}
+    same = ("choices", "topology", "mesh", "gather", "traced")
+    others = [x for x in known if any(x.get(n) != found.get(n) for n in same)]
+    compiler = {} if "traced" in found else {"libtpu": metadata.version("libtpu")}
+    found = {**found, **compiler, **circumstances()}
     storage.write_json(file, [*others, plain(found)])
 
 
@@ -138,6 +161,37 @@ def plan(case: Any, mesh: Any, chip: Chip, gather: bool = True) -> dict[str, Any
         "xla_flops_loops_once": program.cost_analysis()["flops"],
         "counted_flops_loops_once": products(traced.jaxpr, loops=False) / chips,
         "compile_seconds": time.perf_counter() - start,
+    }
+
+
+def traced(case: Any, mesh: Any, chip: Chip) -> dict[str, Any]:
+    """Return what a traced step alone tells of a slice, with base leaves gathered.
+
+    A split leaf is received whole in the forward pass and again in the backward, and
+    the gradients of the adapters are summed; activations are with no one's plan.
+    """
+    program, base = trace(case, mesh, gather=True), abstract_base(case)
+    flops = products(program.jaxpr) / mesh.size
+    leaves = jax.tree.leaves(base)
+    parts = [_part(leaf, mesh) for leaf in leaves]
+    whole = [leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves]
+    gathered = 2 * sum(all_ for part, all_ in zip(parts, whole) if part < all_)
+    rules = dict(case.rules)
+    peft = pj.adapt(case.model.apply, base, *case.example, rules=rules, strict=True)
+    trained = sum(peft.trainable.values())
+    rows = sum(x.size * np.dtype(x.dtype).itemsize for x in case.batch.values())
+    moved = gathered + 2 * 4 * trained
+    limits = {"flops": flops / chip.flops, "links": moved / chip.links}
+    return {
+        "traced": True,
+        "flops": flops,
+        "base_bytes": sum(parts),
+        # The adapters and Adam's two moments.
+        "argument_bytes": sum(parts) + 3 * 4 * trained + rows,
+        "chip_bytes": chip.memory,
+        "received_bytes": moved,
+        "seconds_at_least": max(limits.values()),
+        "seconds": limits,
     }
 
 
@@ -215,6 +269,15 @@ def show(found: dict[str, Any]) -> None:
     print(f"{found['model']} {found['method']} on {found['topology']} {found['mesh']}")
     if "error" in found:
         print(f"  does not fit: {found['error']}")
+        return
+    if "traced" in found:
+        print(
+            f"  bytes per chip: arguments {found['argument_bytes'] / GIB:.3f} GiB "
+            f"(base {found['base_bytes'] / GIB:.3f}); temporaries not known\n"
+            f"  FLOPs per chip: {found['flops']:.3e}\n"
+            f"  received per chip: {found['received_bytes'] / GIB:.2f} GiB\n"
+            f"  a step takes at least {found['seconds_at_least']:.3f} s"
+        )
         return
     used = found["argument_bytes"] + found["temporary_bytes"]
     print(

@@ -64,6 +64,10 @@ def _row(plan: dict[str, Any]) -> tuple[str, ...]:
     flops = f"{plan['flops']:.2e}"
     if "error" in plan:
         return (*first, "does not fit", "", "", flops, "", "", "")
+    if "traced" in plan:
+        known = _gib(plan["argument_bytes"]), "not compiled", "", flops
+        received = _gib(plan["received_bytes"]), "", f"{plan['seconds_at_least']:.3f}"
+        return (*first, *known, *received)
     used = plan["argument_bytes"] + plan["temporary_bytes"]
     return (
         *first,

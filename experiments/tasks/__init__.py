@@ -11,11 +11,23 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.arguments import known
-from experiments.tasks import diffusion, digits, glue, images, llm, own_images, own_text
+from experiments.tasks import (
+    control,
+    diffusion,
+    digits,
+    dreambooth,
+    glue,
+    images,
+    llm,
+    own_images,
+    own_text,
+)
 
 FAMILIES: dict[str, Any] = {
+    "control": control,
     "diffusion": diffusion,
     "digits": digits,
+    "dreambooth": dreambooth,
     "glue": glue,
     "images": images,
     "llm": llm,

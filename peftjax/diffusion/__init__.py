@@ -1,5 +1,6 @@
-"""Diffusion: the process of noise, and samplers, as pure functions."""
+"""Diffusion: the process of noise, and samplers, as pure functions; a pipeline."""
 
+from peftjax.diffusion.pipeline import Pipeline, load_pipeline
 from peftjax.diffusion.samplers import ddim, dpm_solver, guided, timesteps
 from peftjax.diffusion.schedule import (
     NoiseSchedule,
@@ -12,10 +13,12 @@ from peftjax.diffusion.schedule import (
 
 __all__ = [
     "NoiseSchedule",
+    "Pipeline",
     "add_noise",
     "ddim",
     "dpm_solver",
     "guided",
+    "load_pipeline",
     "noised",
     "predicted",
     "read_schedule",

@@ -26,7 +26,12 @@ from peftjax.models.loading import load
 from peftjax.models.prefix import Prefix
 from peftjax.models.rope import Rope
 from peftjax.models.saving import save
-from peftjax.models.unet import UNet2DConditionModel, UNetConfig
+from peftjax.models.unet import (
+    ControlledUNet,
+    SignalEncoder,
+    UNet2DConditionModel,
+    UNetConfig,
+)
 from peftjax.models.vae import AutoencoderKL, VaeConfig
 from peftjax.models.vit import ViT, resize_pos_embed, vit
 
@@ -42,6 +47,7 @@ __all__ = [
     "ClipText",
     "ClipTextConfig",
     "ClipVisionConfig",
+    "ControlledUNet",
     "Deberta",
     "DebertaConfig",
     "DiT",
@@ -54,6 +60,7 @@ __all__ = [
     "LlamaConfig",
     "Prefix",
     "Rope",
+    "SignalEncoder",
     "UNet2DConditionModel",
     "UNetConfig",
     "VaeConfig",

@@ -6,7 +6,8 @@
 
 As `make_model_references.py`, for these two families; `check` looks only at models
 whose names begin with `deberta` or `clip`. `deberta_buckets.npz`, beside the folder,
-holds the buckets of relative distances, `clip_tokenizer` a tokenizer and ids. Nothing of peftjax is used here.
+holds the buckets of relative distances, `clip_tokenizer` a tokenizer and ids. Nothing
+of peftjax is used here.
 """
 
 import json

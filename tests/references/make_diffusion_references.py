@@ -6,7 +6,8 @@
 
 `make` writes each model in the Hugging Face layout, its weights in float16, and beside
 them `io.npz`: inputs and, computed in float32 with these weights, outputs. U-Nets have
-a DDIM trajectory of 20 guided steps as well. `check` loads with `diffusers` every model
+a DDIM trajectory of 20 guided steps as well; `signal_encoder.npz`, beside the folder,
+holds an encoder of ControlNet's. `check` loads with `diffusers` every model
 in a folder, each beside its `io.npz`, and prints how far its outputs are from the
 recorded ones. Images have channels first. Nothing of peftjax is used here.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 
 SMALL = {"norm_num_groups": 4, "layers_per_block": 1, "cross_attention_dim": 6}
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "DownBlock2D")
@@ -144,6 +146,19 @@ def make(folder):
         given = inputs(model, np.random.default_rng(200 + i))
         outputs = run(name, model.float(), given)
         np.savez_compressed(path / "io.npz", **given, **outputs)
+    make_signal(folder.parent / "signal_encoder.npz")
+
+
+@torch.no_grad()
+def make_signal(file):
+    """Write ControlNet's encoder of a condition, an image and the result."""
+    torch.manual_seed(300)
+    model = ControlNetConditioningEmbedding(8, 3, (4, 6, 8))
+    for value in model.parameters():
+        value.normal_(0.0, 0.2)
+    image = torch.rand(2, 3, 12, 8)
+    arrays = {"image": image, "output": model(image), **model.state_dict()}
+    np.savez_compressed(file, **{name: x.numpy() for name, x in arrays.items()})
 
 
 def check(folder):

@@ -169,6 +169,8 @@ class UNet2DConditionModel(nn.Module):
         context: jax.Array,
         text_embeds: jax.Array | None = None,
         time_ids: jax.Array | None = None,
+        *,
+        signal: jax.Array | None = None,
     ) -> jax.Array:
         """Return the prediction.
 
@@ -179,6 +181,8 @@ class UNet2DConditionModel(nn.Module):
             context: `[batch, tokens, cross_attention_dim]`, a text encoder's states.
             text_embeds: `[batch, features]`, SDXL's pooled text.
             time_ids: `[batch, 6]`, SDXL's sizes and crop of the image.
+            signal: `[batch, height, width, features]`, added to what the first
+                convolution gives: a `SignalEncoder`'s.
 
         Returns:
             float32 `[batch, height, width, out_channels]`.
@@ -199,6 +203,13 @@ class UNet2DConditionModel(nn.Module):
         ]
 
         x = conv3(widths[0], self.dtype, "conv_in")(sample)
+        if signal is not None:
+            if signal.shape != x.shape:
+                raise ValueError(
+                    f"UNet2DConditionModel: expected signal {list(x.shape)}, found "
+                    f"{list(signal.shape)}"
+                )
+            x = x + signal.astype(x.dtype)
         kept, last = [x], len(levels) - 1
         for i, level in enumerate(levels):
             down = Down(**level, last=i == last, name=f"down_blocks_{i}")
