@@ -76,7 +76,8 @@ def _pair(file: Path, number: int, line: str) -> Pair:
         if not place.is_file():
             raise MissingData(f"{where}: {place}: no such file")
         places.append(place)
-    return Pair(*places, prompt)
+    image, signal = places
+    return Pair(image, signal, prompt)
 
 
 def read_images(pairs: list[Pair], size: int) -> tuple[np.ndarray, np.ndarray]:
