@@ -7,7 +7,8 @@ import pytest
 
 import peftjax as pj
 from configs.diffusion.dit_digits import METHODS, config, get_config
-from experiments import finetune, samples, tasks
+from experiments import finetune, plan, samples, tasks
+from experiments.benchmarks import dit_table
 from experiments.tasks import diffusion, from_scratch
 from peftjax.parallel.mesh import make_mesh
 from peftjax.training.loop import Preempted
@@ -80,3 +81,25 @@ def test_a_grid_has_a_row_for_each_digit():
     assert picture.shape == (2 * side, 2 * side, 1) and picture.dtype == np.uint8
     assert picture[0, 0] == 255 and picture[-1, -1] == 128
     assert samples.grid([np.zeros((1, 64, 64, 3))]).shape == (65, 65, 3)
+
+
+@pytest.mark.slow
+def test_the_table_and_its_base_are_made_from_the_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(from_scratch, "mesh_of", lambda _: make_mesh(data=1))
+    settings = config(method="hra")
+    changes = {**SMALL, "paths.cache": str(tmp_path / "cache")}
+    settings.update_from_flattened_dict(changes)
+    place = plan.folder(tmp_path / "runs", settings)
+    plan.plan(settings, tmp_path / "runs", [settings])
+    with pytest.raises(ValueError, match="hra, seed 0: no score yet"):
+        dit_table.methods(tmp_path / "runs")
+    result = finetune.run(settings, place)
+    monkeypatch.setattr(dit_table.dit_digits, "config", lambda: settings)
+    dit_table.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / "dit_digits.json").read_text())
+    base, hra = found["rows"]
+    assert hra["accuracy"] == [result["scores"]["accuracy"]] and hra["lr"] == 1e-2
+    assert base["method"] == "base" and base["frechet"] != hra["frechet"]
+    text = (tmp_path / "out" / "dit_digits.md").read_text()
+    assert "| base | " in text and f"| hra | {100 * hra['accuracy'][0]:.1f} |" in text
+    assert (tmp_path / "out" / "dit_digits.png").read_bytes().startswith(b"\x89PNG")
