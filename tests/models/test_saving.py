@@ -36,6 +36,8 @@ def test_load_save_load_gives_the_same_bits(tmp_path, path, scan):
         same_tree(variables, same)
     original = load_file(path / "model.safetensors")
     original.pop("dinov2.embeddings.mask_token", None)  # of its training alone
+    if path.name == "clip_text":  # of transformers 5, which leaves the prefix out
+        original = {f"text_model.{name}": value for name, value in original.items()}
     same_tree(original, load_file(tmp_path / "one" / "model.safetensors"))
 
 
