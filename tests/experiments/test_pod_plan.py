@@ -14,6 +14,7 @@ import pytest
 from configs import pods
 from experiments.benchmarks import pod_plan
 from experiments.benchmarks.chips import CHIPS
+from experiments.benchmarks.pod_table import table
 from experiments.benchmarks.program_text import collectives
 from peftjax.parallel.mesh import make_mesh
 
@@ -115,6 +116,28 @@ def test_a_plan_on_eight_devices(case):
     least = 2 * 2 * 64 * (3 * kernels + 2 * WIDTH * VOCABULARY)
     assert 0.9 * least < found["flops"] < 1.3 * least
     assert found["seconds_at_least"] == max(found["seconds"].values())
+
+
+def test_a_traced_step_has_the_flops_and_bytes_of_the_compiled_one(case):
+    mesh = make_mesh(1, 8)
+    found = pod_plan.traced(case, mesh, CHIPS["v5e"])
+    compiled = pod_plan.plan(case, mesh, CHIPS["v5e"])
+    assert found["flops"] == compiled["flops"]
+    assert found["base_bytes"] == compiled["base_bytes"]
+    assert 0.9 < found["argument_bytes"] / compiled["argument_bytes"] < 1.1
+    # Each kernel once forward and once back; the compiler saves some of the tables.
+    kernels = sum(2 * n * a * b for (_, a, b), n in KERNELS.items())
+    assert found["received_bytes"] > 2 * LAYERS * kernels
+    choices = {"choices": "model=llama_narrow", "topology": "v5e:2x4"}
+    text = table([{**choices, "mesh": dict(mesh.shape), "gather": True, **found}])
+    assert "not compiled" in text
+
+
+def test_the_unet_of_stable_diffusion_is_a_case():
+    case = pods.config(model="sd15", method="hra", batch=2)
+    assert case.batch["latents"].shape == (2, 64, 64, 4)
+    assert [x.shape[0] for x in case.example] == [1, 1, 1]
+    assert case.rules[0][1].rank == 8
 
 
 def test_the_compiler_alone_fails_the_check(case):
