@@ -16,7 +16,6 @@ from experiments.programs import ProgramCache
 from experiments.tasks.task import Data, Outline, reading
 from experiments.workdir import RESULT, read_result
 from peftjax import storage
-from peftjax.data.augment import augment
 from peftjax.data.pipeline import eval_batches, train_batches
 from peftjax.hub import files
 from peftjax.parallel.sharding import own_rows
@@ -101,7 +100,7 @@ class Run:
             seed=self.config.seed if seed is None else seed,
             lengths=self.data.lengths,
             part=own_rows(self.programs.mesh, self.config.train.batch),
-            augment=augment if self.config.data.get("augment") else None,
+            augment=self.outline.augment,
         )
 
     def outputs(self, adapters: Any, split: Mapping[str, Any]) -> Any:

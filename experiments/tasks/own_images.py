@@ -14,19 +14,21 @@ chosen, and where the best epoch is, a fifth of the k is held out for that, as E
 does, whose draw is 2.
 
 With `data.augment` the images of training are changed at random, anew in each step, as
-GLoRA's few shots are (`peftjax.data.augment`); but they are resized, not cropped.
+GLoRA's few shots are (`peftjax.data.augment`): those that were resized, or, where it is
+`"cropped"`, random parts of the files' own. `data.view`, of `peftjax.data.views`, is
+what is seen of all others, the whole by default.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import peftjax as pj
 from experiments.meshes import split_of
@@ -41,8 +43,12 @@ from experiments.tasks.task import (
     with_new_head,
 )
 from peftjax import storage
-from peftjax.data import folder
+from peftjax.data import augment, folder
+from peftjax.data.images import Split
+from peftjax.data.pipeline import Augment
+from peftjax.data.views import original
 
+CROPPED = "cropped"
 OPTIONS = ("image_size", "drop_path", "fused_qkv", "dtype")
 
 
@@ -59,6 +65,7 @@ def outline(config: Any) -> Outline:
         metric="accuracy",
         examples=count(config),
         note="test split",
+        augment=augment_of(config),
     )
 
 
@@ -73,29 +80,51 @@ def data(config: Any, choose: bool) -> Data:
     Raises:
         UnreadableData: there is no image to choose on, and choices are made.
     """
-    splits, _ = folder.load(_place(config), size=_size(config), **_drawn(config))
+    splits, _ = folder.load(place(config), **_seen(config), **_drawn(config))
+    return arranged(config, splits, choose)
+
+
+def arranged(config: Any, splits: Mapping[str, Split], choose: bool) -> Data:
+    """Return what is trained, chosen and tested on, of splits that are read.
+
+    Raises:
+        UnreadableData: as `data`.
+    """
     choosing = choose or config.selection == "best_on_validation"
     if choosing and not len(splits["validation"].labels):
         shots = "; choosing takes two shots or more" if config.data.get("shots") else ""
         raise UnreadableData(f"no validation images to choose on{shots}")
-    arrays, prints = {}, []
-    for name, split in splits.items():
-        if (name == "test" and choose) or not len(split.labels):
-            continue
-        in_memory = math.prod(split.images.shape) <= IN_MEMORY
-        arrays[name] = split.arrays(in_memory)
-        prints.append(split.describe())
-    train, validation = arrays["train"], arrays.get("validation")
-    if _joins(config) and not choosing and validation is not None:
-        both = train, validation
-        train = {key: np.concatenate([x[key] for x in both]) for key in train}
-        validation = None
-    return Data(train, arrays.get("test"), validation, tuple(prints))
+    read = {
+        name: split
+        for name, split in splits.items()
+        if len(split.labels) and not (name == "test" and choose)
+    }
+    prints = tuple(split.describe() for split in read.values())
+    if _joins(config) and not choosing and "validation" in read:
+        read["train"] = folder.joined(read["train"], read.pop("validation"))
+    cropped = config.data.get("augment") == CROPPED
+    arrays = {}
+    for name, split in read.items():
+        if cropped and name == "train":
+            split = split._replace(images=split.images.seen(original))
+            arrays[name] = split.arrays()  # of many sizes, and too large for memory
+        else:
+            small = math.prod(split.images.shape) <= IN_MEMORY
+            arrays[name] = split.arrays(in_memory=small)
+    return Data(arrays["train"], arrays.get("test"), arrays.get("validation"), prints)
+
+
+def augment_of(config: Any) -> Augment | None:
+    """Return what `data.augment` says."""
+    how = config.data.get("augment")
+    if how == CROPPED:
+        return augment.cropped(_size(config))
+    return augment.augment if how else None
 
 
 def count(config: Any) -> int:
     found = _opened(config, 1)
-    with reading(f"{config.name}: {_place(config)}"):
+    with reading(f"{config.name}: {place(config)}"):
         parts = found.rows(**_drawn(config))
     held = parts["validation"] if _joins(config) else ()
     chosen = config.selection == "best_on_validation"
@@ -113,22 +142,27 @@ def _drawn(config: Any) -> dict[str, int]:
     return {"seed": data.split_seed, "shots": shots, "draw": draw}
 
 
+def _seen(config: Any) -> dict[str, Any]:
+    return {"size": _size(config), "view": config.data.get("view", "resize")}
+
+
 def _size(config: Any) -> int:
+    if "size" in config.data:
+        return config.data.size
     model, _ = _loaded(config)
-    own = getattr(model, "config", model).image_size
-    return config.data.get("size", own)
+    return getattr(model, "config", model).image_size
 
 
-def _place(config: Any) -> Path:
+def place(config: Any) -> Path:
     """Return the folder of the task, or its npz file."""
-    place = storage.path(config.paths.data) / config.data.get("set", config.task)
-    file = place.with_name(f"{place.name}.npz")
-    return file if file.is_file() and not place.is_dir() else place
+    found = storage.path(config.paths.data) / config.data.get("set", config.task)
+    file = found.with_name(f"{found.name}.npz")
+    return file if file.is_file() and not found.is_dir() else found
 
 
 def _opened(config: Any, size: int) -> folder.Pictures:
     with reading(config.name):
-        return folder.read(_place(config), size)
+        return folder.read(place(config), size)
 
 
 def _loaded(config: Any) -> Any:

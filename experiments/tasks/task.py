@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from peftjax.data.pipeline import Augment
 from peftjax.models.files import CheckpointError
 
 Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
@@ -50,6 +51,7 @@ class Outline:
             many answers there are.
         picture: of labels and outputs, where these are pictures: a uint8 `[H, W, C]`
             that shows some.
+        augment: of a training image, as `train_batches` takes it; None for none.
     """
 
     model: nn.Module
@@ -63,6 +65,7 @@ class Outline:
     entry: str = "pos_embed"
     examine: Callable[..., dict[str, float]] | None = None
     picture: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    augment: Augment | None = None
 
     def abstract(self) -> Any:
         """Return the variables' shapes and dtypes; nothing is computed."""

@@ -1,9 +1,11 @@
-"""RandAugment (arXiv 1909.13719) and random erasing (1708.04896), as GLoRA's few shots.
+"""What GLoRA's few shots do to images: crops, RandAugment (arXiv 1909.13719), erasing.
 
-timm's `rand-m9-mstd0.5-inc1` and `reprob=0.25`: two of 15 operations, each done half
-the time, at a magnitude drawn about 9 of 10; then a quarter of the images loses a
-rectangle to noise. Pillow does the operations. Images stay bytes here, so that the
-noise, normal after ImageNet's normalisation, is rounded and cut at 0 and 255.
+A part of 8 to 100 % of the image, between 3:4 and 4:3, becomes the whole, and half of
+them are mirrored. Then timm's `rand-m9-mstd0.5-inc1` and `reprob=0.25`: two of 15
+operations, each done half the time, at a magnitude drawn about 9 of 10; then a quarter
+of the images loses a rectangle to noise (1708.04896). Pillow does the operations.
+Images stay bytes here, so that the noise, normal after ImageNet's normalisation, is
+rounded and cut at 0 and 255.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from peftjax.data.images import NORMALISATIONS
 MAGNITUDE, DEVIATION, HIGHEST = 9.0, 0.5, 10.0
 DRAWN = 2  # operations of an image
 DONE = 0.5  # how likely each of them is done
+MIRRORED = 0.5
 ERASED = 0.25  # how likely a rectangle is erased
 AREA, ASPECT, TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10
+CROPPED, SHAPE = (0.08, 1.0), (3 / 4, 4 / 3)
 GREY = (124, 116, 104)  # ImageNet's mean, where an image is moved away from
 
 Change = Callable[[Any, float], Any]
@@ -145,6 +149,52 @@ def erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     image = image.copy()
     image[place] = noise.round().clip(0, 255).astype(np.uint8)
     return image
+
+
+def place_of(
+    height: int, width: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Return what of an image is kept: top, left, height, width.
+
+    Where no draw fits, it is the middle, cut to the nearest shape that is allowed.
+    """
+    low, high = SHAPE
+    for _ in range(TRIES):
+        area = rng.uniform(*CROPPED) * height * width
+        shape = math.exp(rng.uniform(math.log(low), math.log(high)))
+        wide, tall = (round(math.sqrt(x)) for x in (area * shape, area / shape))
+        if wide <= width and tall <= height:
+            top = int(rng.integers(height - tall + 1))
+            return top, int(rng.integers(width - wide + 1)), tall, wide
+    tall = min(height, round(width / low))
+    wide = min(width, round(height * high))
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+
+def crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a part of an image `[H, W, 3]`, uint8, as `[size, size, 3]`, or mirrored.
+
+    Args:
+        image: of any height and width.
+        size: of the result.
+        rng: decides the part; half of the images are mirrored.
+    """
+    from PIL import Image
+
+    top, left, tall, wide = place_of(image.shape[0], image.shape[1], rng)
+    part = Image.fromarray(image[top : top + tall, left : left + wide])
+    found = np.asarray(part.resize((size, size), Image.Resampling.BICUBIC))
+    return found[:, ::-1] if rng.random() < MIRRORED else found
+
+
+def cropped(size: int) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
+    """Return `augment` of a `crop` of `size`, for images in their own sizes.
+
+    >>> image = np.full((20, 30, 3), 100, np.uint8)
+    >>> cropped(8)(image, np.random.default_rng(0)).shape
+    (8, 8, 3)
+    """
+    return lambda image, rng: augment(crop(image, size, rng), rng)
 
 
 def augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

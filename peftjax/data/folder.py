@@ -25,6 +25,8 @@ from peftjax.data.class_folders import NAMES, FolderError, check_classes, listed
 from peftjax.data.images import Encoded, Images, Split, png, read_files, read_source
 from peftjax.data.npz import open_npz
 from peftjax.data.splits import SPLITS, by_seed, few_shot
+from peftjax.data.views import VIEWS
+from peftjax.errors import unknown
 
 _GIVEN = ("train", "val", "test")  # the arrays of `SPLITS` in a file
 
@@ -69,14 +71,15 @@ class Pictures(NamedTuple):
         return {**parts, "train": train, "validation": held}
 
 
-def read(path: str | os.PathLike[str], size: int) -> Pictures:
+def read(path: str | os.PathLike[str], size: int, view: str = "resize") -> Pictures:
     """Open a folder `<class>/<image>`, an npz file or a data set of TFDS.
 
     Files that are no images by their names are left out, with a warning.
 
     Args:
         path: the folder, or the file.
-        size: height and width that images are resized to.
+        size: height and width that images are brought to.
+        view: how, of `peftjax.data.views.VIEWS`.
 
     Raises:
         MissingData: there is neither.
@@ -84,8 +87,15 @@ def read(path: str | os.PathLike[str], size: int) -> Pictures:
             fit each other, or arrays that are no images and labels.
         DataError: a data set of TFDS is damaged.
         ImportError: there is one, and no tensorflow-datasets to read it.
+        ValueError: an unknown view.
     """
-    path = storage.local(path)
+    if view not in VIEWS:
+        raise unknown("view", view, VIEWS)
+    found = _opened(storage.local(path), size)
+    return found._replace(images=found.images.seen(VIEWS[view]))
+
+
+def _opened(path: Path, size: int) -> Pictures:
     if path.is_dir() and any(path.glob("*/dataset_info.json")):
         return _tfds(path, size)
     if path.is_dir():
@@ -105,6 +115,7 @@ def load(
     seed: int = 0,
     shots: int = 0,
     draw: int = 0,
+    view: str = "resize",
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Return the splits of a folder or an npz file by name, and the classes.
 
@@ -114,13 +125,14 @@ def load(
         seed: of the split, where the file has none of its own.
         shots: as in `Pictures.rows`.
         draw: as in `Pictures.rows`.
+        view: as in `read`.
 
     Raises:
         DataError: as `read`.
         FolderError: too, where there are too few images to split, or fewer of a class
             than shots.
     """
-    found, name = read(path, size), storage.path(path).name
+    found, name = read(path, size, view), storage.path(path).name
     try:
         parts = found.rows(seed, shots, draw)
     except ValueError as error:
@@ -141,7 +153,7 @@ def _taken(images: Images, rows: np.ndarray) -> Images:
     def read(taken: Sequence[int]) -> list[Encoded]:
         return images.read([int(rows[row]) for row in taken])
 
-    return Images(read, len(rows), images.size, images.scale)
+    return Images(read, len(rows), images.size, images.scale, images.view)
 
 
 def _folder(root: Path, size: int) -> Pictures:
@@ -170,6 +182,13 @@ def _tfds(root: Path, size: int) -> Pictures:
     return Pictures(_joined([x for _, x in parts]), labels, classes, given)
 
 
+def joined(*splits: Split) -> Split:
+    """Return the first split with the examples of the others after its own."""
+    labels = np.concatenate([split.labels for split in splits])
+    images = _joined([split.images for split in splits])
+    return splits[0]._replace(images=images, labels=labels)
+
+
 def _joined(parts: Sequence[Images]) -> Images:
     ends = np.cumsum([len(part) for part in parts]).tolist()
 
@@ -181,7 +200,7 @@ def _joined(parts: Sequence[Images]) -> Images:
             found |= zip(own, part.read([row - start for row in own]), strict=True)
         return [found[row] for row in rows]
 
-    return Images(read, ends[-1], parts[0].size)
+    return Images(read, ends[-1], parts[0].size, parts[0].scale, parts[0].view)
 
 
 def _arrays(path: Path, size: int) -> Pictures:

@@ -21,9 +21,10 @@ import numpy as np
 from peftjax.data import source
 from peftjax.data.errors import DataError
 from peftjax.data.fingerprint import fingerprint
+from peftjax.data.views import View, original, resize
 from peftjax.errors import brief, unknown
 
-Normalisation = Literal["imagenet", "unit"]
+Normalisation = Literal["clip", "imagenet", "unit"]
 Encoded = tuple[bytes, str]
 _CHUNK = 256
 # What older Pillows call a 16-bit grey PNG.
@@ -34,6 +35,10 @@ EXTENSIONS = frozenset(
 
 # Mean and standard deviation of each channel, of pixels in [0, 1].
 NORMALISATIONS = {
+    "clip": (
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
@@ -50,6 +55,9 @@ class Images:
         length: N.
         size: height and width.
         scale: pixels are multiplied by it (255 where a data set stores 0 and 1).
+        view: what is taken of an image, of `peftjax.data.views`. `original` keeps each
+            in its own size: what is indexed is then an array of arrays, for
+            `augment.cropped`.
     """
 
     def __init__(
@@ -58,8 +66,10 @@ class Images:
         length: int,
         size: int,
         scale: int = 1,
+        view: View = resize,
     ):
         self.read, self.length, self.size, self.scale = read, length, size, scale
+        self.view = view
         self.shape = (length, size, size, 3)
 
     def __len__(self) -> int:
@@ -68,10 +78,18 @@ class Images:
     def __getitem__(self, rows: Any) -> np.ndarray:
         rows = np.arange(self.length)[rows].tolist()
         result = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        if self.view is original:
+            result = np.empty(len(rows), object)
         for start in range(0, len(rows), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            result[part] = self._map(lambda x: resize(x, self.size), rows[part])
+            part = rows[start : start + _CHUNK]
+            seen = self._map(lambda x: self.view(x, self.size), part)
+            for place, image in enumerate(seen, start):
+                result[place] = image
         return result
+
+    def seen(self, view: View) -> Images:
+        """Return the same images by another view."""
+        return Images(self.read, self.length, self.size, self.scale, view)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:] if dtype is None else self[:].astype(dtype)
@@ -185,26 +203,17 @@ def image_paths(folder: Path) -> list[Path]:
     return images
 
 
-def resize(image: Any, size: int) -> np.ndarray:
-    """Return a `PIL.Image` as uint8 `[size, size, 3]`, by bicubic interpolation."""
-    from PIL import Image
-
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
-
-
 def normalise(images: Any, how: Normalisation = "imagenet") -> Any:
     """Return pixels as a model reads them; NumPy in, NumPy out, and JAX likewise.
 
-    `"imagenet"` is that of NOAH, FacT, RepAdapter, GLoRA and Hydra, `"unit"` (pixels in
-    [0, 1] as they are) that of VPT, SSF and Binary-Adapter: results of one do not
-    compare with results of the other. Inside a jitted step it moves a quarter of the
-    bytes to the device.
+    `"clip"` is CLIP's own, `"imagenet"` that of NOAH, FacT, RepAdapter, GLoRA and
+    Hydra, `"unit"` (pixels in [0, 1] as they are) that of VPT, SSF and Binary-Adapter:
+    results of one do not compare with results of another. Inside a jitted step it moves
+    a quarter of the bytes to the device.
 
     Args:
         images: `[..., 3]`, uint8.
-        how: `"imagenet"` or `"unit"`.
+        how: `"clip"`, `"imagenet"` or `"unit"`.
 
     Returns:
         `[..., 3]`, float32: `(images / 255 - mean) / std`.

@@ -28,6 +28,10 @@ def test_every_kind_of_image_becomes_rgb(mode):
 def test_normalisations(how):
     pixels = picture(3, 5, 4, 4, 3)
     mean, std = {
+        "clip": (
+            [0.48145466, 0.4578275, 0.40821073],
+            [0.26862954, 0.26130258, 0.27577711],
+        ),
         "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         "unit": (0, 1),
     }[how]

@@ -89,10 +89,14 @@ def test_a_run_changes_its_images_where_the_configuration_says_so(config):
     def drawn(**data):
         one = SimpleNamespace(config=config(16, data=data))
         one.data = own_images.data(one.config, False)
+        one.outline = own_images.outline(one.config)
         one.programs = SimpleNamespace(mesh=make_mesh())
         return next(Run.batches(cast(Run, one)))
 
-    plain, changed = drawn(), drawn(augment=True)
+    plain, changed, cropped = drawn(), drawn(augment=True), drawn(augment="cropped")
+    np.testing.assert_array_equal(plain["label"], cropped["label"])
+    assert plain["image"].shape == cropped["image"].shape
+    assert all((a != b).any() for a, b in zip(plain["image"], cropped["image"]))
     np.testing.assert_array_equal(plain["label"], changed["label"])
     assert (plain["image"] != changed["image"]).any()
     assert plain["image"].shape == changed["image"].shape
