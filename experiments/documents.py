@@ -49,6 +49,8 @@ class Shown(Struct):
     published: dict[str, Any] | None = None
     notes: dict[str, Any] | None = None
     curves: dict[str, dict[str, Count]] | None = None
+    efficiency: bool = False
+    examined: list[str] = []
 
 
 class Plan(Struct):
@@ -133,6 +135,7 @@ class Finished(Ended, kw_only=True, tag="finished"):
     merge_difference: float | None = None
     upstream: dict[str, str] = {}
     mixture: dict[str, list[float]] = {}
+    token_lengths: dict[str, list[float]] = {}
 
     def __post_init__(self) -> None:
         if self.metric not in self.scores:
@@ -152,6 +155,17 @@ class Line(Struct):
     """A line of `sweep.jsonl`; a score of None diverged."""
 
     key: str
+    score: float | None
+
+
+class Trial(Struct):
+    """A line of `search.jsonl`, of `experiments.decay_search`."""
+
+    key: str
+    task: str
+    method: str
+    lr: float
+    weight_decay: float
     score: float | None
 
 

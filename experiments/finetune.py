@@ -19,7 +19,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments import cli, costs, upstream
+from experiments import cli, costs, kept, look, upstream
+from experiments.kept import Kept
 from experiments.preemption import Stop, stop_on_signals
 from experiments.programs import ProgramCache
 from experiments.records import circumstances, plain, title
@@ -38,7 +39,6 @@ from experiments.workdir import (
     finite,
 )
 from peftjax import storage
-from peftjax.hub import files
 from peftjax.parallel.distributed import led
 from peftjax.training.checkpoint import Checkpoints
 from peftjax.training.loop import NonFiniteLoss, train
@@ -133,13 +133,13 @@ def _trained(
     whole = led(lambda: Checkpoints(place / CHECKPOINTS).latest() is None)
     start = time.perf_counter()
     if any(one.peft.trainable.values()):
-        step, adapters = _learned(one, folder, resume, stop, tell)
+        step, chosen = _learned(one, folder, resume, stop, tell)
     else:  # modules put together by given weights
-        step, adapters = 0, jax.device_get(one.start())
+        step, chosen = 0, Kept(jax.device_get(one.start()), {})
     tell("testing")
-    folder.own(f"{ADAPTER}.json", f"{ADAPTER}.safetensors")
-    size = led(lambda: _saved(one, place / ADAPTER, adapters))
-    scores = scored(one, folder, adapters, one.data.test, "test")
+    adapters = chosen.adapters
+    size = kept.save(one, folder, ADAPTER, chosen)
+    scores = scored(one, folder, chosen, one.data.test, "test")
     scores |= one.examined(adapters)
     found: dict[str, Any] = {
         "scores": finite(scores),
@@ -155,6 +155,9 @@ def _trained(
             "mixture": upstream.mixture(one.peft, adapters),
             **one.weighed,
         }
+    if one.config.get("look"):
+        tell("looking")
+        found |= look.leave(one, folder, chosen)
     if one.config.get("measure"):
         tell("measuring")
         folder.own(MERGED)
@@ -167,8 +170,8 @@ def _trained(
 
 def _learned(
     one: Run, folder: RunFolder, resume: bool, stop: Stop | None, tell: Tell
-) -> tuple[int, Any]:
-    """Train; return the step that is reported and its adapters."""
+) -> tuple[int, Kept]:
+    """Train; return the step that is reported and what is kept of it."""
     selection = Selection(one, folder)
     folder.own(CHECKPOINTS, METRICS)
     state = train(
@@ -186,14 +189,7 @@ def _learned(
         trackers=trackers(one.config, folder),
         tell=tell,
     )
-    last = jax.device_get(one.peft.combine(state.trainable, state.frozen))
-    return selection.chosen(last)
-
-
-def _saved(one: Run, place: Path, adapters: Any) -> int:
-    """Leave the adapter's files; return the bytes of its arrays."""
-    tensors, _ = files.save(place, one.peft, adapters, one.base)
-    return storage.size(tensors)
+    return selection.chosen(Kept(*jax.device_get(Kept.of(one, state))))
 
 
 @cli.command

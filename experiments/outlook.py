@@ -159,8 +159,7 @@ def compare(runs: Sequence[Prospect], table: ConfigDict) -> list[Comparison]:
         own = [run for run in runs if run.method == method]
         bare = min(x.without_head for x in own), max(x.without_head for x in own)
         whole = mean(run.trainable for run in own)
-        millions = numbers.parameters_m(method)
-        printed = "" if millions is None else f"{millions:g}"
+        printed = numbers.printed_m(method)
         middle = mean(run.without_head for run in own)
         verdict = _verdict(bare, middle, whole, printed, len(own))
         told = ": ".join(filter(None, [verdict, notes.get(method)]))

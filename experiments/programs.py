@@ -132,7 +132,7 @@ class ProgramCache:
         return Programs(
             peft,
             mesh,
-            starter(peft, descent, mesh),
+            starter(peft, descent, mesh, outline.mutable),
             step,
             make_eval(peft, outline.outputs, mesh),
             *self._frozen[frozen],
@@ -140,7 +140,10 @@ class ProgramCache:
 
 
 def starter(
-    peft: pj.Peft, descent: optax.GradientTransformation, mesh: Any
+    peft: pj.Peft,
+    descent: optax.GradientTransformation,
+    mesh: Any,
+    mutable: tuple[str, ...] = (),
 ) -> Callable[..., TrainState]:
     """Return the compiled `f(seed, variables, numbers, adapters=None)`.
 
@@ -148,11 +151,12 @@ def starter(
         peft: what `adapt` returned.
         descent: of `optimizer`; `numbers` are those of its schedule.
         mesh: over which the state is replicated.
+        mutable: collections of the variables that training moves.
     """
 
     def start(seed: Any, variables: Any, numbers: Mapping[str, Any], adapters: Any):
         key = jax.random.key(seed)
-        state = fresh_state(peft, descent, key, variables, adapters)
+        state = fresh_state(peft, descent, key, variables, adapters, mutable)
         settled = state.opt_state._replace(hyperparams=dict(numbers))
         # A copy: donation of the state must not delete the caller's adapters.
         return jax.tree.map(jnp.copy, state._replace(opt_state=settled))
@@ -187,5 +191,5 @@ def _timed(config: ConfigDict, steps: int) -> dict[str, pj.Method]:
 
 def _shape_of(optim: ConfigDict) -> dict[str, Any]:
     """Return the settings that are constants of the program."""
-    data = ("lr", "warmup")
+    data = ("lr", "warmup", "weight_decay")
     return {key: value for key, value in optim.items() if key not in data}

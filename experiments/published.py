@@ -118,8 +118,12 @@ class Numbers:
 
     def parameters_m(self, method: str) -> float | None:
         """Return the published millions of trainable parameters, if there are any."""
+        return float(printed) if (printed := self.printed_m(method)) else None
+
+    def printed_m(self, method: str) -> str:
+        """Return them as printed, `"0.20"`; an empty text where there are none."""
         found = [line["params_m"] for line in self._of(method) if line["params_m"]]
-        return float(found[0]) if found else None
+        return found[0] if found else ""
 
     def _of(self, method: str) -> list[Mapping[str, str]]:
         name = self.methods.get(method)

@@ -22,7 +22,7 @@ from peftjax.hub.describe import describe
 # What names a run, or says where it lies, and does not change its outcome.
 NOT_SETTINGS = (
     *("name", "task", "method", "seed", "paths", "table", "grid", "parallel"),
-    "trackers",
+    *("look", "trackers"),
 )
 # Of the paths, those that do: other weights.
 WEIGHTS = ("model", "package", "start", "upstream", "clip", "dino", "class_images")

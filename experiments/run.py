@@ -103,17 +103,35 @@ class Run:
             augment=self.outline.augment,
         )
 
-    def outputs(self, adapters: Any, split: Mapping[str, Any]) -> Any:
-        """Return logits or scores `[N, ...]` of a split."""
+    def outputs(
+        self,
+        adapters: Any,
+        split: Mapping[str, Any],
+        collections: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return logits or scores `[N, ...]` of a split.
+
+        Args:
+            adapters: the whole tree.
+            split: what is evaluated.
+            collections: of the model, instead of the base's own.
+        """
         mesh = self.programs.mesh
         size = padded(self.config.train.eval_batch, mesh)
         batches = eval_batches(split, size, own_rows(mesh, size))
-        found = evaluate(self.programs.eval_step, self.sharded, adapters, batches)
+        base = {**self.sharded, **collections} if collections else self.sharded
+        found = evaluate(self.programs.eval_step, base, adapters, batches)
         return found["outputs"]
 
-    def score(self, adapters: Any, split: Mapping[str, Any]) -> dict[str, float]:
-        """Return all metrics of a split."""
-        return self.outline.score(split["label"], self.outputs(adapters, split))
+    def score(
+        self,
+        adapters: Any,
+        split: Mapping[str, Any],
+        collections: Mapping[str, Any] | None = None,
+    ) -> dict[str, float]:
+        """Return all metrics of a split; the arguments are those of `outputs`."""
+        outputs = self.outputs(adapters, split, collections)
+        return self.outline.score(split["label"], outputs)
 
     def examined(self, adapters: Any) -> dict[str, float]:
         """Return what the task examines once, at the end, beside the test split."""

@@ -18,21 +18,21 @@ GAP = 1
 
 
 def scored(
-    one: Any, folder: RunFolder, adapters: Any, split: Mapping[str, Any], name: str
+    one: Any, folder: RunFolder, kept: Any, split: Mapping[str, Any], name: str
 ) -> dict[str, float]:
     """Return the scores of a split; keep `samples/NAME.png` where a task has pictures.
 
     Args:
         one: the run.
         folder: its folder.
-        adapters: the whole tree.
-        split: what is evaluated.
+        kept: what is evaluated of it, as `experiments.kept` has it.
+        split: on what.
         name: of the file.
     """
     show = one.outline.picture
     if show is None:
-        return one.score(adapters, split)
-    outputs = one.outputs(adapters, split)
+        return one.score(kept.adapters, split, kept.collections)
+    outputs = one.outputs(kept.adapters, split, kept.collections)
     folder.own(SAMPLES)
     place = folder.path / SAMPLES / f"{name}.png"
     led(lambda: write(place, show(split["label"], outputs)))

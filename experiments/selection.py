@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from experiments import kept
 from experiments.arguments import known
 from experiments.checks import SELECTIONS
 from experiments.documents import DamagedFile
+from experiments.kept import Kept
 from experiments.run import Run
 from experiments.samples import scored
 from experiments.workdir import BEST, METRICS, RunFolder
-from peftjax.hub import files
 from peftjax.parallel.distributed import led
 from peftjax.training.metrics import read_metrics
 
@@ -45,36 +46,32 @@ class Selection:
             return None
 
         def evaluate(state: Any) -> dict[str, float]:
-            adapters = one.peft.combine(state.trainable, state.frozen)
+            found = Kept.of(one, state)
             picture = f"step_{int(state.step):06}"
-            scores = scored(one, self.folder, adapters, split, picture)
+            scores = scored(one, self.folder, found, split, picture)
             if not self.last:
-                step, score = int(state.step), scores[one.outline.metric]
-                led(lambda: self._keep(step, score, adapters))
+                self._keep(int(state.step), scores[one.outline.metric], found)
             return {f"{name}_{key}": value for key, value in scores.items()}
 
         return evaluate
 
-    def _keep(self, step: int, score: float, adapters: Any) -> None:
-        """Save the adapters if they are the best so far."""
-        one, (_, best) = self.one, self.best(step - 1)
+    def _keep(self, step: int, score: float, found: Kept) -> None:
+        """Save what is the best so far."""
+        _, best = led(lambda: self.best(step - 1))
         if best is None or score > best:
-            self.folder.own(f"{BEST}.json", f"{BEST}.safetensors")
-            files.save(self.folder.path / BEST, one.peft, adapters, one.base)
+            kept.save(self.one, self.folder, BEST, found)
 
-    def chosen(self, adapters: Any) -> tuple[int, Any]:
-        """Return the step that is reported and its adapters.
+    def chosen(self, last: Kept) -> tuple[int, Kept]:
+        """Return the step that is reported and what is kept of it.
 
         Args:
-            adapters: of the last step.
+            last: of the last step.
         """
         one = self.one
         if self.last:
-            return one.steps, adapters
+            return one.steps, last
         step, _ = led(lambda: self.best(one.steps))
-        return step or one.steps, files.load(
-            self.folder.path / BEST, one.peft, one.base
-        )
+        return step or one.steps, kept.load(one, self.folder, BEST)
 
     def best(self, until: int) -> tuple[int, float | None]:
         """Return step and score of the best evaluation so far, the first of equals.

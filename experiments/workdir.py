@@ -29,6 +29,7 @@ from peftjax.training.trackers import TENSORBOARD, WANDB
 PLAN, SETTINGS, RESULT = "plan.json", "settings.json", "result.json"
 METRICS, CHECKPOINTS, MERGED = "metrics.jsonl", "checkpoints", "merged.safetensors"
 ADAPTER, BEST, SAMPLES = "adapter", "best", "samples"
+COLLECTIONS, MISTAKES = "collections.safetensors", "mistakes.npz"
 SEARCH, SUPERNET, RETRAINED = "search.json", "supernet", "retrained"
 ARCHIVE, STRUCTURE = "archive.png", "structure.png"
 UNFINISHED = (CHECKPOINTS, SEARCH, SUPERNET)
@@ -36,11 +37,13 @@ UNFINISHED = (CHECKPOINTS, SEARCH, SUPERNET)
 FILES = (
     RESULT,
     *(f"{name}.{kind}" for name in (ADAPTER, BEST) for kind in ("json", "safetensors")),
+    *(f"{name}_{COLLECTIONS}" for name in (ADAPTER, BEST)),
     MERGED,
     METRICS,
     ARCHIVE,
     STRUCTURE,
     SAMPLES,
+    MISTAKES,
     RETRAINED,
     TENSORBOARD,
     WANDB,

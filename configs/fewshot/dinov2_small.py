@@ -48,6 +48,7 @@ def config(task: str = "eurosat5-4", method: str = "lora", seed: int = 0) -> Con
         **{
             **model,
             "name": "fewshot_dinov2_small",
+            "look": True,
             "data": {**model["data"], "set": file, "shots": shots},
             "train": {
                 "epochs": 50,

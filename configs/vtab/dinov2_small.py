@@ -89,6 +89,7 @@ def config(task: str = "cifar10", method: str = "lora", seed: int = 0) -> Config
         },
         train={"epochs": 15, "batch": 32, "eval_batch": 250, "eval_epochs": 15},
         optim=optim,
+        look=True,
         grid=(3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         paths={"model": "checkpoints/dinov2"},
         tasks=TASKS,

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.claims import alone
-from experiments.report import caption, curves, formats, latex, plot, weights
+from experiments.report import (
+    caption,
+    curves,
+    formats,
+    gallery,
+    latex,
+    plot,
+    tokens,
+    weights,
+)
 from experiments.report.rows import table
 from experiments.report.runs import read
 from experiments.workdir import PLAN, ForeignFile
@@ -20,8 +29,9 @@ from peftjax import storage
 def write(workdir: Path) -> None:
     """Print the table and write `table.md`, `.csv`, `.tex`, `.json` and `.png`.
 
-    And `curves.png`, where the configuration's tasks are sizes of some sets, and
-    `weights.png`, where weights of composed modules were learned.
+    And `curves.png`, where the configuration's tasks are sizes of some sets,
+    `weights.png`, where weights of composed modules were learned, and, of runs with
+    `look`, `gallery.png`, images that each method got wrong, and `tokens.png`.
 
     All is computed before the first file is replaced.
 
@@ -51,6 +61,10 @@ def _write(workdir: Path) -> None:
         files["curves.png"] = curves.png(found, given)
     if learned := weights.panels(found):
         files["weights.png"] = weights.png(learned)
+    if wrong := gallery.rows(workdir, found):
+        files["gallery.png"] = gallery.png(wrong)
+    if lengths := tokens.panels(found):
+        files["tokens.png"] = tokens.png(lengths)
     names = sorted([*files, "table.json"])
     _own(workdir, plan, names)
     storage.write_json(workdir / "table.json", formats.document(found, text))

@@ -85,6 +85,11 @@ def _sentences(table: Table) -> Iterable[str]:
             "In brackets: the published number, our difference from it; averages are "
             "compared with those of the published scores."
         )
+    if any(row.efficiency for row in table.rows):
+        yield (
+            "Efficiency: ELEVATER's, s exp(-log10(P / 1e8 + 1)), of the average s and "
+            "the mean of the parameters trained, P."
+        )
     for name, text in COSTS.items():
         if any(row.values(name) for row in table.rows):
             yield text

@@ -42,6 +42,8 @@ def costs(table: Table) -> tuple[list[str], list[list[str]]]:
         if any(row.values(key) for row in table.rows)
         and (differ or key != "trainable_without_head")
     ]
+    if any(row.efficiency for row in table.rows):
+        shown.append(("efficiency", lambda row: row.efficiency))
     rows = [[show(row) for _, show in shown] for row in table.rows]
     return [name for name, _ in shown], rows
 

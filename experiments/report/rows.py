@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import Any
 
 from experiments.arguments import UnknownName
 from experiments.published import Numbers
 from experiments.report.runs import Run
-from experiments.report.scores import AVERAGE, Score, averaged, published_average
+from experiments.report.scores import (
+    AVERAGE,
+    Score,
+    averaged,
+    efficiency,
+    published_average,
+)
 
 
 @dataclass(frozen=True)
@@ -23,12 +30,15 @@ class Row:
         method: its name.
         runs: all that were planned, by task and seed.
         scores: by task, and `AVERAGE` where there are several tasks.
+        efficiency: ELEVATER's of the average, with the published one, where the
+            configuration asks for it; empty where a task has no score.
     """
 
     label: str
     method: str
     runs: tuple[Run, ...]
     scores: Mapping[str, Score]
+    efficiency: str = ""
 
     def of(self, column: str) -> list[Run]:
         """Return the runs of one task, or all for `AVERAGE`."""
@@ -105,6 +115,10 @@ def table(name: str, runs: Sequence[Run], settings: Mapping[str, Any]) -> Table:
     complete = set(tasks) == set(settings.get("all_tasks", ()))
     labelled = _labelled(current)
     rows = [_row(found, label, own, numbers, complete) for label, own in labelled]
+    if settings.get("efficiency"):
+        column = found.summary
+        public = numbers if complete else Numbers()  # that of other tasks is no match
+        rows = [replace(x, efficiency=_efficiency(x, column, public)) for x in rows]
     return replace(found, rows=tuple(rows))
 
 
@@ -122,6 +136,13 @@ def _row(
         counted = [run for run in own if run.task in part]
         scores[AVERAGE] = averaged(counted, part, found.groups, public)
     return Row(label, method, tuple(own), scores)
+
+
+def _efficiency(row: Row, column: str, numbers: Numbers) -> str:
+    sizes, mean_score = row.values("trainable"), row.scores[column].mean
+    public = numbers.score(row.method, "PE")
+    ours = f"{efficiency(mean_score / 100, mean(sizes)):.3f}" if mean_score else ""
+    return " ".join(filter(None, [ours, f"[{public.value:.3f}]" if public else ""]))
 
 
 def _labelled(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:

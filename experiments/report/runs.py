@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Run:
         variant: what the command line said of them, `"optim.lr=0.002"` for one.
         result: what it left; empty where it left nothing.
         abandoned: the configuration has other settings now.
+        folder: of the run, below the table's.
     """
 
     task: str
@@ -35,6 +36,7 @@ class Run:
     result: Mapping[str, Any]
     variant: str = ""
     abandoned: bool = False
+    folder: str = ""
 
     @property
     def score(self) -> float | None:
@@ -74,11 +76,24 @@ def read(workdir: Path) -> tuple[dict[str, Any], list[Run]]:
     plan = documents.read(file, documents.Plan, REMEDY)
     if all(run.get("abandoned") for run in plan["runs"]):
         raise DamagedFile(f"{file}: expected runs, found none; {REMEDY}")
-    runs = [_run(workdir, run) for run in plan["runs"]]
+    done = [_run(workdir, run) for run in plan["runs"]]
+    columns = plan["table"].get("examined") or ()
+    runs = [run for one in done for run in (one, *_examined(one, columns))]
     methods = _order(plan["table"].get("all_methods", ()), [run.method for run in runs])
-    tasks = _order(plan["table"].get("all_tasks", ()), [run.task for run in runs])
+    first = (*plan["table"].get("all_tasks", ()), *columns)
+    tasks = _order(first, [run.task for run in runs])
     runs.sort(key=lambda run: (methods[run.method], tasks[run.task], run.seed))
     return plan, runs
+
+
+def _examined(run: Run, columns: Iterable[str]) -> Iterator[Run]:
+    """Yield a run as one of each further set that it was scored on at its end."""
+    ended = bool(run.result)
+    for column in columns:
+        own = {"task": column, "metric": column, "examples": {}, "majority": None}
+        scored = column in run.result.get("scores", {column})
+        result = {**run.result, **own} if ended and scored else {}
+        yield replace(run, task=column, result=result)
 
 
 def _order(first: Any, then: list[str]) -> dict[str, int]:
@@ -96,6 +111,7 @@ def _run(workdir: Path, planned: Mapping[str, Any]) -> Run:
     names = {name: planned[name] for name in (*NAMES, "selection")}
     names["variant"] = planned.get("variant", "")
     names["abandoned"] = bool(planned.get("abandoned"))
+    names["folder"] = planned["folder"]
     settings = place.parent.name.removeprefix(f"{planned['method']}-")
     file = place / RESULT
     if not file.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -82,6 +83,19 @@ def average(scores: Mapping[str, float], groups: Mapping[str, str]) -> float:
     for task, score in scores.items():
         grouped.setdefault(groups.get(task, task), []).append(score)
     return mean(mean(group) for group in grouped.values())
+
+
+def efficiency(score: float, parameters: float) -> float:
+    """Return ELEVATER's performance efficiency, `s exp(-log10(P / 1e8 + 1))`.
+
+    Args:
+        score: s, in [0, 1].
+        parameters: P, those that are trained.
+
+    >>> round(efficiency(0.6549, 87.9e6), 3), round(efficiency(0.7095, 0.20e6), 3)
+    (0.498, 0.709)
+    """
+    return score * math.exp(-math.log10(parameters / 1e8 + 1))
 
 
 def averaged(

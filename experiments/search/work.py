@@ -188,9 +188,10 @@ def _tested(
     else:
         folder.own(MERGED)
         led(lambda: str(save_tree(place / MERGED, merged)))
+    scores = fixed.score(adapters, fixed.data.test) | fixed.examined(adapters)
     return {
         "status": "finished",
-        "scores": finite(fixed.score(adapters, fixed.data.test)),
+        "scores": finite(scores),
         "adapter_bytes": size,
         "data": list(fixed.data.fingerprints),
         **costs.size(fixed.peft),

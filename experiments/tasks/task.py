@@ -51,6 +51,8 @@ class Outline:
             many answers there are.
         picture: of labels and outputs, where these are pictures: a uint8 `[H, W, C]`
             that shows some.
+        mutable: collections of the model that training moves, whose updates the loss
+            returns too.
         augment: of a training image, as `train_batches` takes it; None for none.
     """
 
@@ -65,6 +67,7 @@ class Outline:
     entry: str = "pos_embed"
     examine: Callable[..., dict[str, float]] | None = None
     picture: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    mutable: tuple[str, ...] = ()
     augment: Augment | None = None
 
     def abstract(self) -> Any:
