@@ -16,11 +16,13 @@ from experiments.tasks import (
     diffusion,
     digits,
     dreambooth,
+    elevater,
     glue,
     images,
     llm,
     own_images,
     own_text,
+    shots,
 )
 
 FAMILIES: dict[str, Any] = {
@@ -28,11 +30,13 @@ FAMILIES: dict[str, Any] = {
     "diffusion": diffusion,
     "digits": digits,
     "dreambooth": dreambooth,
+    "elevater": elevater,
     "glue": glue,
     "images": images,
     "llm": llm,
     "own_images": own_images,
     "own_text": own_text,
+    "shots": shots,
 }
 
 

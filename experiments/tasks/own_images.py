@@ -127,8 +127,13 @@ def count(config: Any) -> int:
     with reading(f"{config.name}: {place(config)}"):
         parts = found.rows(**_drawn(config))
     held = parts["validation"] if _joins(config) else ()
-    chosen = config.selection == "best_on_validation"
-    return len(parts["train"]) + (0 if chosen else len(held))
+    return len(parts["train"]) + (0 if _holds_out(config) else len(held))
+
+
+def _holds_out(config: Any) -> bool:
+    """Return whether a run chooses an epoch, or trains a supernet and searches it."""
+    searches = "search" in config and config.selection != "best_on_test"
+    return searches or config.selection == "best_on_validation"
 
 
 def _joins(config: Any) -> bool:

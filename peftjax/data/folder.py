@@ -2,7 +2,7 @@
 
     photos/cat/1.jpg photos/cat/2.png photos/dog/1.jpg ...
     photos.npz: images [N, H, W, 1 or 3] uint8, labels [N], perhaps class_names
-    photos.npz, split already: train_images, train_labels, val_images, ... test_labels
+    photos.npz, split already: train_images, train_labels, ..., test_labels; perhaps val
     photos/train/cat/1.jpg ... photos/test/dog/2.jpg: split already, perhaps with val
     photos/1.0.0/dataset_info.json ...: as TFDS builds it, with a feature `label`
 
@@ -207,7 +207,8 @@ def _arrays(path: Path, size: int) -> Pictures:
     with open_npz(path) as opened:
         headers = opened.headers
         split = "images" not in headers and "train_images" in headers
-        prefixes = [f"{part}_" for part in _GIVEN] if split else [""]
+        there = [x for x in _GIVEN if x != "val" or "val_images" in headers]
+        prefixes = [f"{part}_" for part in there] if split else [""]
         wanted = [(f"{p}images", f"{p}labels") for p in prefixes]
         if missing := {name for pair in wanted for name in pair} - headers.keys():
             raise FolderError(
@@ -229,7 +230,7 @@ def _arrays(path: Path, size: int) -> Pictures:
         return [(png(pixels[row]), f"{path}, image {row}") for row in rows]
 
     ends = [int(end) for end in np.cumsum([len(part) for _, part in parts])]
-    given = (ends[0], ends[1]) if split else None
+    given = (ends[0], ends[-2]) if split else None
     images = Images(read, len(labels), size)
     return Pictures(images, labels.astype(np.int32), classes, given)
 
