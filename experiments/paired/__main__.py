@@ -144,7 +144,7 @@ def best(rates: Mapping[float, float]) -> float:
 def _tested(
     runs: Sequence[ConfigDict], workdir: Path, cache: ProgramCache
 ) -> dict[str, Any]:
-    """Return what the runs of one method left, and their outputs on the test split."""
+    """Return what the runs of one method left, and their scores on drawn examples."""
     found = [read_result(folder(workdir, run) / RESULT) for run in runs]
     if failed := [one for one in found if one["status"] == "failed"]:
         raise UnfitSettings(f"{failed[0]['method']}: failed: {failed[0]['error']}")
@@ -154,27 +154,28 @@ def _tested(
         adapters = files.load(folder(workdir, run) / ADAPTER, one.peft, one.base)
         outputs.append(one.outputs(adapters, one.data.test))
     metric = one.outline.metric
+
+    def score(labels: np.ndarray, outputs: np.ndarray) -> float:
+        return one.outline.score(labels, outputs)[metric]
+
     return {
         "metric": metric,
         "parameters": found[0]["trainable_without_head"],
         "scores": [result["scores"][metric] for result in found],
         "seconds": mean(result["seconds"] for result in found if "seconds" in result),
-        "outputs": np.stack(outputs),
-        "labels": np.asarray(one.data.test["label"]),
-        "score": lambda labels, outputs: one.outline.score(labels, outputs)[metric],
+        "drawn": bootstrap.scores(score, one.data.test["label"], np.stack(outputs)),
     }
 
 
 def _compared(rows: Mapping[str, dict[str, Any]], against: str) -> dict[str, Any]:
     """Return the rows as JSON has them, each with its difference."""
-    theirs = rows[against]["outputs"]
     found = {}
+    theirs = rows[against]["drawn"]
     for method, row in rows.items():
-        labels, mine, score = (row.pop(key) for key in ("labels", "outputs", "score"))
+        mine = row.pop("drawn")
         row["rates"] = {f"{rate:g}": value for rate, value in row["rates"].items()}
         if method != against:
-            difference = bootstrap.difference(score, labels, mine, theirs)
-            row["difference"] = asdict(difference)
+            row["difference"] = asdict(bootstrap.difference(mine, theirs))
         found[method] = row
     return found
 

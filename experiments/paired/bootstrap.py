@@ -30,13 +30,7 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def difference(
-    score: Callable[[np.ndarray, np.ndarray], float],
-    labels: np.ndarray,
-    mine: np.ndarray,
-    theirs: np.ndarray,
-    draws: int = DRAWS,
-) -> Difference:
+def difference(mine: np.ndarray, theirs: np.ndarray) -> Difference:
     """Return the paired difference and its bootstrap interval (percentiles).
 
     A draw takes as many seeds and as many test examples as there are, with
@@ -44,11 +38,8 @@ def difference(
     to both of them cancels.
 
     Args:
-        score: labels `[N]` and outputs `[N, ...]` to a score.
-        labels: of the test split, `[N]`.
-        mine: outputs of each seed, `[seeds, N, ...]`.
-        theirs: those of the other method, with the same seeds.
-        draws: how many.
+        mine: what `scores` returns of one method.
+        theirs: of the other one, with the same seeds and the same labels.
 
     Raises:
         ValueError: the two are not of equal shape.
@@ -57,24 +48,37 @@ def difference(
     >>> wrong = right.copy()
     >>> wrong[:, :50] = 1 - wrong[:, :50]
     >>> accuracy = lambda labels, outputs: (outputs.argmax(-1) == labels).mean()
-    >>> found = difference(accuracy, labels, right, wrong)
+    >>> found = difference(*(scores(accuracy, labels, x) for x in (right, wrong)))
     >>> float(found.mean), 0.35 < found.low < 0.45, 0.55 < found.high < 0.65
     (0.5, True, True)
     """
     if mine.shape != theirs.shape:
         raise ValueError(f"expected equal shapes; found {mine.shape}, {theirs.shape}")
-    rng = np.random.default_rng(0)
-    seeds, count = mine.shape[:2]
-
-    def between(ours: np.ndarray, others: np.ndarray, labels: np.ndarray) -> float:
-        pairs = zip(ours, others)
-        return float(np.mean([score(labels, a) - score(labels, b) for a, b in pairs]))
-
-    found = []
-    for _ in range(draws):
-        which = rng.integers(seeds, size=seeds)[:, None]
-        examples = rng.integers(count, size=count)
-        drawn = mine[which, examples], theirs[which, examples]
-        found.append(between(*drawn, labels[examples]))
+    apart = mine - theirs
+    draws, seeds = apart.shape
+    which = np.random.default_rng(1).integers(seeds, size=(draws - 1, seeds))
+    found = np.take_along_axis(apart[1:], which, axis=1).mean(1)
     ends = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(between(mine, theirs, labels), *map(float, ends))
+    return Difference(float(apart[0].mean()), *map(float, ends))
+
+
+def scores(
+    score: Callable[[np.ndarray, np.ndarray], float],
+    labels: np.ndarray,
+    outputs: np.ndarray,
+    draws: int = DRAWS,
+) -> np.ndarray:
+    """Return the score of each seed on the test split and on draws of its examples.
+
+    Args:
+        score: labels `[N]` and outputs `[N, ...]` to a score.
+        labels: of the test split, `[N]`.
+        outputs: of each seed, `[seeds, N, ...]`.
+        draws: how many; those of equal labels are of the same examples.
+
+    Returns:
+        `[1 + draws, seeds]`, the first row of the split as it is.
+    """
+    count, rng = len(labels), np.random.default_rng(0)
+    drawn = [np.arange(count), *rng.integers(count, size=(draws, count))]
+    return np.array([[score(labels[i], own[i]) for own in outputs] for i in drawn])
