@@ -18,7 +18,7 @@ from peftjax.methods.settings import check_count
 
 @dataclass(frozen=True)
 class PrefixTuning(OutputMethod):
-    """`softmax(q [P_k; k]ᵀ) [P_v; v]`: rows P in front of keys k and values v (Eq. 3).
+    """`y = softmax(q [P_k; k]ᵀ) [P_v; v]`: rows P before keys k and values v (Eq. 3).
 
     Of a `Llama` or `Bert` its rule is `"prefix:output"`; it never merges. A row of P
     holds key and value of every layer, `width = layers 2 heads d`, the first layer's

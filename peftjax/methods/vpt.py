@@ -16,7 +16,7 @@ from peftjax.methods.settings import check_count
 
 @dataclass(frozen=True)
 class VPT(OutputMethod):
-    r"""`[x, P]`: prompts P beside a layer's tokens x.
+    r"""`z = [x, P]`: prompts P beside a layer's tokens x.
 
     Of a `ViT` or `Dinov2`, `r"blocks_\d+/prompts:output"` is VPT-deep (Eq. 6 and 7),
     where the next layer has prompts of its own in place of those; `"prompts:output"` is
