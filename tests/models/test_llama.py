@@ -108,7 +108,7 @@ def test_texts_in_one_row_do_not_see_each_other(name, scan):
 def test_positions_start_anew_with_each_text():
     frequencies = Rope(theta=100.0).frequencies(4)
     sights = [Sight(frequencies)]
-    where = in_several_texts(jnp.array([[1, 1, 2, 2, 2, 0, 0]]), sights)
+    where = in_several_texts(jnp.array([[1, 1, 2, 2, 2, 0, 0]]), sights, first=0)
     expected = rotation(jnp.array([[0, 1, 0, 1, 2, 0, 1]]), frequencies)
     ((_, turned),) = where["sights"]
     for found, wanted in zip(turned, expected):
