@@ -102,9 +102,9 @@ def test_a_run_trains_on_1000_and_tests_once(folder, opened, tmp_path, monkeypat
     config, scored = configured(folder), []
     count = Run.score
 
-    def score(self, adapters, split):
+    def score(self, adapters, split, collections=None):
         scored.append(split)
-        return count(self, adapters, split)
+        return count(self, adapters, split, collections)
 
     monkeypatch.setattr(Run, "score", score)
     cache = ProgramCache(make_mesh(data=1))
