@@ -87,7 +87,7 @@ def test_a_prefix_is_a_cache_that_holds_it():
     cache = model.empty_cache(2, 3 + 4)
 
     def filled(empty, rows):
-        rows = np.broadcast_to(rows.swapaxes(0, 1)[:, None], (2, 2, 3, 2, 4))
+        rows = np.broadcast_to(rows[:, None], (2, 2, 3, 2, 4))
         return empty.at[:, :, :3].set(rows)
 
     cache = cache._replace(
