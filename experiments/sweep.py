@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from experiments import cli, documents
 from experiments.checks import check
 from experiments.claims import alone
+from experiments.kept import Kept
 from experiments.preemption import Stop, Stopped, stop_on_signals
 from experiments.programs import ProgramCache
 from experiments.records import digest, settings, title
@@ -58,8 +59,8 @@ def score(
         tell(STEP, step=number + 1, steps=run.steps)
     if not np.isfinite(metrics["loss"]):
         return float("nan")
-    adapters = run.peft.combine(state.trainable, state.frozen)
-    return run.score(adapters, run.data.validation)[run.outline.metric]
+    found, validation = Kept.of(run, state), run.data.validation
+    return run.score(found.adapters, validation, found.collections)[run.outline.metric]
 
 
 def _asked(stop: Stop | None, number: int) -> bool:

@@ -109,6 +109,7 @@ def config(task: str = "food101-4", method: str = "glora", seed: int = 0) -> Con
     """
     name, shots = TASKS[known(task, TASKS, "task")]
     known(method, (*METHODS, SEARCHED), "method")
+    left = shots - max(1, shots // 5) if method == SEARCHED else shots
     return defaults.run(
         name="fewshot_vit_b16",
         family="shots",
@@ -118,7 +119,7 @@ def config(task: str = "food101-4", method: str = "glora", seed: int = 0) -> Con
         rules=rules(method),
         model=model(method, SETS[name]),
         **{"data": {**data(shots), "set": name}},
-        **recipe(100, min(64, shots * SETS[name])),
+        **recipe(100, min(64, max(1, left) * SETS[name])),
         grid=defaults.GRID,
         tasks=TASKS,
         methods=METHODS,

@@ -120,6 +120,15 @@ def test_the_dry_run_reads_nothing():
     assert found.trainable == 37 * 769 and found.steps == 100 and not found.counted
 
 
+def test_a_batch_is_one_that_the_shots_fill():
+    batches = {
+        (task, method): vit_b16.config(task, method).train.batch
+        for task in ("oxford_pets-1", "oxford_pets-2")
+        for method in ("lora", "glora_search")
+    }
+    assert [*batches.values()] == [37, 37, 64, 37]  # one of two is searched on
+
+
 def test_the_published_numbers_of_each_column():
     numbers = Numbers.of(vit_b16.config().table)
     one = numbers.score("glora_search", "food101-16")
