@@ -149,6 +149,7 @@ def small(clip, data, tmp_path):
 @pytest.mark.parametrize("selection", ["last", "best_on_test"])
 def test_a_run_moves_its_statistics_and_keeps_them(small, tmp_path, selection):
     config, cache = small(selection=selection), ProgramCache()
+    config.look = True
     found = finetune.run(config, tmp_path / "run", cache=cache)
     assert found["status"] == "finished" and found["metric"] == "accuracy"
     assert found["examples"] == {"train": 10, "reported": 12}
@@ -161,9 +162,24 @@ def test_a_run_moves_its_statistics_and_keeps_them(small, tmp_path, selection):
     with_theirs = one.outputs(chosen.adapters, one.data.test, chosen.collections)
     without = one.outputs(chosen.adapters, one.data.test)
     assert np.abs(with_theirs - without).max() > 1e-3
+    lengths = found["token_lengths"]
+    assert len(lengths["before"]) == config.model.vision.num_hidden_layers
+    assert (tmp_path / "run" / "mistakes.npz").is_file()
+    assert np.abs(np.subtract(*lengths.values())).max() > 1e-6  # Hydra is in each layer
+    other = config.copy_and_resolve_references()
+    other.optim.weight_decay = 1.0
+    assert Run(other, cache).programs is one.programs
     if selection == "last":
         resumed = finetune.run(config, tmp_path / "run", resume=True)
         assert resumed["scores"] == found["scores"]
+
+
+def test_labels_are_in_the_order_of_the_prompts(small, data):
+    """The file's first class is positive, the prompts' is negative; light is 1."""
+    assert elevater.sets()["rendered-sst2"].classes == ("negative", "positive")
+    found = elevater.data(small(), False)
+    light = np.asarray(found.train["image"]).mean((1, 2, 3)) > 100
+    np.testing.assert_array_equal(found.train["label"], np.where(light, 0, 1))
 
 
 @pytest.mark.slow
