@@ -142,11 +142,10 @@ setattr(holder, what, dying)
 from experiments.finetune import main
 main(sys.argv[4:])
 """
-# Before the third class image, the second checkpoint, the picture of the test split.
+# Before the third class image, and before the second checkpoint.
 DEATHS = (
     ("experiments.samples", "write", 2),
     ("peftjax.training.checkpoint:Checkpoints", "save", 1),
-    ("experiments.samples", "write", 2),
 )
 
 
@@ -243,8 +242,8 @@ def test_the_loss_weighs_what_preserves_the_prior():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data.size": 18}, "data.size=18: expected a multiple of 4.*nearest is 16"),
-        ({"data.size": 0}, "data.size=0: .*nearest is 4"),
+        ({"data.size": 17}, "data.size=17: expected a multiple of 2.*nearest is 16"),
+        ({"data.size": 0}, "data.size=0: .*nearest is 2"),
         ({"paths.data": "nowhere"}, "nowhere/cat: no such folder"),
         ({"data.prompt": "a " * 40}, "at most 24 tokens.*found 42; shorten"),
     ],

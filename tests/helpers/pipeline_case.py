@@ -20,8 +20,8 @@ from peftjax.models import (
 
 FILES = Path(__file__).parents[1] / "files"
 UNET = UNetConfig(
-    block_out_channels=(8, 8),
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    block_out_channels=(8,),
+    down_block_types=("CrossAttnDownBlock2D",),
     layers_per_block=1,
     attention_head_dim=2,
     cross_attention_dim=8,
@@ -36,7 +36,7 @@ SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }
-SIZE = 16  # of an image: autoencoder and U-Net halve it once each
+SIZE = 16  # of an image: the autoencoder halves it
 
 
 def make_pipeline(folder):
