@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from peftjax.training.evaluation import EvalStep, Outputs
 from peftjax.training.losses import cross_entropy
-from peftjax.training.update import Loss
+from peftjax.training.update import Loss, loss_parts
 
 
 def bound(model: nn.Module, loss: Loss, entry: str) -> Any:
@@ -40,7 +40,8 @@ def bound(model: nn.Module, loss: Loss, entry: str) -> Any:
         def mean(leaf):
             params = unflatten_dict({**flat, entry: leaf}, sep="/")
             apply = functools.partial(model.apply, {**variables, "params": params})
-            return loss(apply, batch, key).mean()
+            weighted, _ = loss_parts(loss(apply, batch, key))
+            return (weighted.losses * weighted.weights).mean()
 
         return jax.value_and_grad(mean)(flat[entry])
 

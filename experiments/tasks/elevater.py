@@ -108,6 +108,7 @@ def outline(config: Any) -> Outline:
         metric=metric,
         examples=config.data.shots * len(one.classes),
         note="test split",
+        entry="image/position_embeddings/embedding",
         mutable=("batch_stats",),
     )
 

@@ -135,7 +135,7 @@ class Update:
         adapters = self.peft.combine(trainable, state.frozen)
         variables = {**base, **mutable} if mutable else base
         apply = partial(self.peft.apply, variables, adapters, adapter_key=adapter_key)
-        weighted, updates = _parts(self.loss(apply, batch, model_key))
+        weighted, updates = loss_parts(self.loss(apply, batch, model_key))
         _check_updates(mutable, updates)
         losses = weighted.losses.astype(jnp.float32)
         weights = _masked(losses, weighted.weights, batch)
@@ -173,7 +173,7 @@ class Update:
         return jax.lax.scan(micro, start, parts)[0]
 
 
-def _parts(returned: Any) -> tuple[Weighted, Any]:
+def loss_parts(returned: Any) -> tuple[Weighted, Any]:
     """Return losses with weights, and the updates of mutable collections."""
     updates = {}
     if isinstance(returned, tuple) and not isinstance(returned, Weighted):

@@ -150,6 +150,7 @@ def small(clip, data, tmp_path):
 def test_a_run_moves_its_statistics_and_keeps_them(small, tmp_path, selection):
     config, cache = small(selection=selection), ProgramCache()
     config.look = True
+    config.measure = selection == "last"
     found = finetune.run(config, tmp_path / "run", cache=cache)
     assert found["status"] == "finished" and found["metric"] == "accuracy"
     assert found["examples"] == {"train": 10, "reported": 12}
@@ -170,6 +171,7 @@ def test_a_run_moves_its_statistics_and_keeps_them(small, tmp_path, selection):
     other.optim.weight_decay = 1.0
     assert Run(other, cache).programs is one.programs
     if selection == "last":
+        assert found["merge_difference"] < 1e-4 and found["step_over_bound"] > 0
         resumed = finetune.run(config, tmp_path / "run", resume=True)
         assert resumed["scores"] == found["scores"]
 
