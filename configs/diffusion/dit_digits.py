@@ -72,7 +72,7 @@ def config(task: str = "digits", method: str = "lora", seed: int = 0) -> ConfigD
         sampler={"steps": 25, "guidance": 2.0},
         train={"epochs": 150, "batch": 40, "eval_batch": 100, "eval_epochs": 75},
         optim={**OPTIM, "lr": lr},
-        grid=(3e-4, 1e-3, 3e-3, 1e-2),
+        grid=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
         tasks=("digits",),
         methods=METHODS,
     )

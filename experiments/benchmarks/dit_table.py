@@ -3,12 +3,14 @@
 `python -m experiments.benchmarks.dit_table runs/dit_digits`
 
 reads what `experiments.table --config configs/diffusion/dit_digits.py` left in the
-folder and draws, from the noise of the test split, what the base makes of the digits
-that it never saw. `dit_digits.json`, `.md` and `.png` are written into `--out`.
+folder and draws what the base makes of the digits that it knows and, from the noise of
+the test split, of those that it never saw. `dit_digits.json`, `.md` and `.png`, the
+base's pictures beside those of each method's first run, are written into `--out`.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +21,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.diffusion import dit_digits
-from experiments import cli, samples
+from experiments import cli
 from experiments.measure import plain
 from experiments.records import circumstances
 from experiments.report.runs import read
 from experiments.tasks import diffusion
+from experiments.workdir import SAMPLES
 from peftjax import storage
+from peftjax.data.images import decode
 from peftjax.data.pipeline import eval_batches
 from peftjax.training.evaluation import evaluate
 
@@ -39,20 +43,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("DIR", type=cli.folder, help="the --workdir of the table")
     parser.flag("--out", type=Path, default=Path("results"), help="folder")
     options = parser.read(argv)
-    rows = methods(options.DIR)
+    rows, adapted = methods(options.DIR), pictures(options.DIR)
     config = dit_digits.config()
-    drawn, scores = unadapted(config)
+    panels, scores = unadapted(config)
     rows = [{"method": "base", "seeds": [], **scores}, *rows]
     found = {
         "name": NAME,
         "rows": rows,
         "reference": reference(config),
         "note": diffusion.outline(config).note,
+        "grid": [*config.grid],
         **circumstances(),
     }
     storage.write_json(options.out / f"{NAME}.json", found)
     storage.write_text(options.out / f"{NAME}.md", markdown(found))
-    samples.write(options.out / f"{NAME}.png", drawn)
+    with storage.replacing(options.out / f"{NAME}.png") as file:
+        file.write_bytes(figure(panels | adapted))
     print(markdown(found))
 
 
@@ -88,18 +94,67 @@ def methods(workdir: Path) -> list[dict[str, Any]]:
     return [*found.values()]
 
 
-def unadapted(config: ConfigDict) -> tuple[np.ndarray, dict[str, list[float]]]:
-    """Return a picture of what the base draws for the new digits, and its scores."""
+def pictures(workdir: Path) -> dict[str, np.ndarray]:
+    """Return what each method's first run drew of the test split, by a title."""
+    _, runs = read(workdir)
+    first: dict[str, Any] = {}
+    for run in runs:
+        if not run.abandoned:
+            first.setdefault(run.method, run)
+    files = {
+        f"{name}, seed {run.seed}": workdir / run.folder / SAMPLES / "test.png"
+        for name, run in first.items()
+    }
+    return {
+        title: np.asarray(decode(file.read_bytes(), str(file)))
+        for title, file in files.items()
+    }
+
+
+def unadapted(
+    config: ConfigDict,
+) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
+    """Return pictures by their title, of the base and real, and the base's scores."""
     outline = diffusion.outline(config)
     variables = diffusion.base(config, outline)
-    split = diffusion.data(config, choose=False).test
-    assert split is not None
     call = plain(outline.model, outline.outputs)
-    batches = eval_batches(split, config.train.eval_batch)
-    drawn = evaluate(call, variables, None, batches)["outputs"]
-    scores = outline.score(split["label"], drawn)
-    picture = diffusion.picture(split["label"], drawn)
-    return picture, {name: [scores[name]] for name in SCORES}
+
+    def drawn(split: Mapping[str, np.ndarray]) -> np.ndarray:
+        batches = eval_batches(split, config.train.eval_batch)
+        return evaluate(call, variables, None, batches)["outputs"]
+
+    settings = config.data
+    data = diffusion.data(config, choose=False)
+    train, test = data.train, data.test
+    assert test is not None
+    known = diffusion.to_draw(config, config.pretrain.classes, diffusion.SHOWN, seed=1)
+    unseen = drawn(test)
+    parts = {
+        "the base, digits that it knows": (known["label"], drawn(known)),
+        "the base, digits that it never saw": (test["label"], unseen),
+        f"of the {settings.shots} scans of each": (train["label"], train["image"]),
+    }
+    scores = outline.score(test["label"], unseen)
+    return (
+        {title: diffusion.picture(*part) for title, part in parts.items()},
+        {name: [scores[name]] for name in SCORES},
+    )
+
+
+def figure(panels: Mapping[str, np.ndarray]) -> bytes:
+    """Return pictures as one PNG, each below its title, two beside each other."""
+    from matplotlib.figure import Figure
+
+    stream = io.BytesIO()
+    drawn = Figure(figsize=(8, 8), layout="constrained")
+    cells = drawn.subplots((len(panels) + 1) // 2, 2, squeeze=False).ravel()
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, (title, picture) in zip(cells, panels.items()):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+    drawn.savefig(stream, format="png", dpi=100)
+    return stream.getvalue()
 
 
 def reference(config: ConfigDict) -> dict[str, float]:
@@ -123,6 +178,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         *map(_line, found["rows"]),
     ]
     real, hardware = found["reference"], found["hardware"]
+    grid = ", ".join(f"{lr:g}" for lr in found["grid"])
     seeds = ", ".join(str(seed) for seed in found["rows"][-1]["seeds"])
     versions = found["versions"]
     text = (
@@ -132,9 +188,11 @@ def markdown(found: Mapping[str, Any]) -> str:
         f"{100 * real['accuracy_of_real_scans']:.1f}%; the scans trained on are "
         f"{real['frechet_of_the_training_scans']:.1f} away from them. `base` is the "
         "model before it is adapted, which never saw these digits. Seeds "
-        f"{seeds}: mean ± sample standard deviation, after the last step. Rates were "
-        "chosen on pictures drawn from other noise than the table's "
-        "(`experiments.sweep`). Seconds: of a run, compilation and sampling included."
+        f"{seeds}: mean ± sample standard deviation, after the last step. Rates: of "
+        f"{grid} that of the best mean accuracy over three other seeds, on pictures "
+        "drawn from other noise than the table's (`experiments.sweep`, "
+        f"`results/{NAME}_sweep.jsonl`). Seconds: of a run, compilation and sampling "
+        "included."
     )
     where = (
         f"{hardware['cpu']}, {hardware['cores']} cores; jax {versions['jax']}, flax "
