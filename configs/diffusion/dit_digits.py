@@ -5,6 +5,10 @@
 Data: scikit-learn's scans of 8x8 pixels, 20 of each of the two digits. `samples/` of a
 run's folder shows what the model draws during training, from the same noise, and
 `.cache/dit_digits-base.png` what the base does.
+
+Rates: of the six of the grid, for every method, the one of the best mean accuracy over
+three seeds on pictures drawn from other noise than the table's; seeds, too, are others
+(`experiments.sweep`, `results/dit_digits_sweep.jsonl`).
 """
 
 from ml_collections import ConfigDict
@@ -35,10 +39,10 @@ NOISE = {
 }
 OPTIM = {"schedule": "cosine", "weight_decay": 0.0, "warmup": 0.05, "clip": 1.0}
 METHODS = {
-    "full": (1e-3, ((r".*", pj.Full()),)),
+    "full": (1e-2, ((r".*", pj.Full()),)),
     "lora": (1e-2, ((LINEAR, pj.LoRA(rank=4, alpha=8.0)), CLASSES)),
-    "hra": (1e-2, ((LINEAR, pj.HRA(rank=8)), CLASSES)),
-    "oft": (3e-3, ((LINEAR, pj.OFT(block=8)), CLASSES)),
+    "hra": (3e-2, ((LINEAR, pj.HRA(rank=8)), CLASSES)),
+    "oft": (3e-2, ((LINEAR, pj.OFT(block=8)), CLASSES)),
 }
 
 
@@ -72,7 +76,7 @@ def config(task: str = "digits", method: str = "lora", seed: int = 0) -> ConfigD
         sampler={"steps": 25, "guidance": 2.0},
         train={"epochs": 150, "batch": 40, "eval_batch": 100, "eval_epochs": 75},
         optim={**OPTIM, "lr": lr},
-        grid=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        grid=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         tasks=("digits",),
         methods=METHODS,
     )

@@ -98,7 +98,7 @@ def test_the_table_and_its_base_are_made_from_the_runs(tmp_path, monkeypatch):
     dit_table.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     found = json.loads((tmp_path / "out" / "dit_digits.json").read_text())
     base, hra = found["rows"]
-    assert hra["accuracy"] == [result["scores"]["accuracy"]] and hra["lr"] == 1e-2
+    assert hra["accuracy"] == [result["scores"]["accuracy"]] and hra["lr"] == 3e-2
     assert base["method"] == "base" and base["frechet"] != hra["frechet"]
     text = (tmp_path / "out" / "dit_digits.md").read_text()
     assert "| base | " in text and f"| hra | {100 * hra['accuracy'][0]:.1f} |" in text
