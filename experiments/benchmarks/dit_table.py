@@ -132,7 +132,10 @@ def unadapted(
     parts = {
         "the base, digits that it knows": (known["label"], drawn(known)),
         "the base, digits that it never saw": (test["label"], unseen),
-        f"of the {settings.shots} scans of each": (train["label"], train["image"]),
+        f"{diffusion.SHOWN} of the {settings.shots} scans of each": (
+            train["label"],
+            train["image"],
+        ),
     }
     scores = outline.score(test["label"], unseen)
     return (
@@ -145,14 +148,17 @@ def figure(panels: Mapping[str, np.ndarray]) -> bytes:
     """Return pictures as one PNG, each below its title, two beside each other."""
     from matplotlib.figure import Figure
 
-    stream = io.BytesIO()
-    drawn = Figure(figsize=(8, 8), layout="constrained")
-    cells = drawn.subplots((len(panels) + 1) // 2, 2, squeeze=False).ravel()
+    sides = [picture.shape[0] / picture.shape[1] for picture in panels.values()]
+    tall = [max(sides[i : i + 2]) for i in range(0, len(sides), 2)]
+    size = 8, sum(4 * side + 0.3 for side in tall)
+    drawn = Figure(figsize=size, layout="constrained")
+    cells = drawn.subplots(len(tall), 2, squeeze=False, height_ratios=tall).ravel()
     for axes in cells:
         axes.set_axis_off()
     for axes, (title, picture) in zip(cells, panels.items()):
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(title, fontsize=9)
+    stream = io.BytesIO()
     drawn.savefig(stream, format="png", dpi=100)
     return stream.getvalue()
 
