@@ -143,10 +143,11 @@ def read_schedule(folder: str | os.PathLike[str]) -> NoiseSchedule:
         raise CheckpointError(
             f"{path}: _class_name: expected one of {', '.join(_ABSENT)}, found {name!r}"
         )
-    for entry, only in _ONLY.items():
+    for entry, only in {**_ONLY, **_CHOICES}.items():
         if config.get(entry, only[0]) not in only:
+            known = " or ".join(map(repr, only))
             raise CheckpointError(
-                f"{path}: {entry}: expected {only[0]!r}, all that is computed here, "
+                f"{path}: {entry}: expected {known}, all that is computed here, "
                 f"found {config[entry]!r}"
             )
     try:

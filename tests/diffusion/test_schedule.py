@@ -74,7 +74,10 @@ def test_the_file_of_a_pipeline_is_read(tmp_path, name):
     ("entry", "message"),
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name: expected"),
-        ({"prediction_type": "sample"}, "prediction_type"),
+        (
+            {"prediction_type": "sample"},
+            "prediction_type: expected 'epsilon' or 'v_prediction'.*found 'sample'",
+        ),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr: expected False"),
         ({"thresholding": True}, "thresholding: expected False"),
         ({"beta_start": "0.1"}, "beta_start"),
