@@ -2,6 +2,7 @@
 
 `python -m experiments.benchmarks.unet_plan`
 
+Methods are those of `configs/diffusion/sd15_dreambooth.py`, where its paper has them.
 No weight exists and nothing is run: sites, trainable parameters, FLOPs of the forward
 pass for one example (matrix products and convolutions) and what the adapters add to
 them, and bytes: the frozen base in bfloat16, and 16 for each trainable number, which
@@ -17,29 +18,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
 
 import peftjax as pj
+from configs.diffusion import sd15_dreambooth
 from experiments import cli
 from experiments.benchmarks.pod_plan import products
 from experiments.records import circumstances
 from peftjax import storage
 from peftjax.models import UNet2DConditionModel, UNetConfig
-from peftjax.presets import rules
 
 GIB, TRAINED, FROZEN = 2**30, 16, 2
-METHODS: dict[str, Any] = {
-    "hra_7": pj.HRA(rank=7, allow_non_identity=True),
-    "hra_8": pj.HRA(rank=8),
-    "oft_32": pj.OFT(block=32),
-    "lora_4": pj.LoRA(rank=4, alpha=4.0),
-    "full": "full",
+METHODS = {
+    name: dict(sd15_dreambooth.METHODS[name][1])
+    for name in ("hra0", "hra8", "oft", "lora", "full")
 }
 
 
 def plan(
-    config: UNetConfig, side: int, tokens: int, methods: Mapping[str, Any]
+    config: UNetConfig,
+    side: int,
+    tokens: int,
+    methods: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, int]]:
     """Return the facts of each method.
 
@@ -47,7 +46,7 @@ def plan(
         config: the architecture.
         side: of the latents.
         tokens: of the text.
-        methods: a method or a baseline of the presets, by name.
+        methods: rules, by name; those of `"full"` replace what they train.
     """
     model = UNet2DConditionModel(config)
     example = (
@@ -59,12 +58,10 @@ def plan(
     forward = products(jax.make_jaxpr(model.apply)(variables, *example).jaxpr)
     every = sum(leaf.size for leaf in jax.tree.leaves(variables))
     found = {}
-    for name, method in methods.items():
-        chosen = rules("unet", method)
+    for name, chosen in methods.items():
         sites = pj.adapt(model.apply, variables, *example, rules=chosen).sites
         trainable = sum(site.trainable for site in sites)
-        # Full fine-tuning replaces what it trains.
-        frozen = 0 if method == "full" else every
+        frozen = 0 if name == "full" else every
         found[name] = {
             "sites": len(sites),
             "trainable": trainable,
@@ -83,20 +80,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.flag("--out", type=Path, default=Path("runs/unet_plan.json"), help="result")
     options = parser.read(argv)
     found = plan(UNetConfig(), 64, 77, METHODS)
-    table = Table("method", "sites", "trainable", "share", "GFLOPs", "added", "GiB")
-    for name, row in found.items():
-        table.add_row(
-            name,
-            str(row["sites"]),
-            f"{row['trainable']:,}",
-            f"{row['trainable'] / row['parameters']:.3%}",
-            f"{row['forward_flops'] / 1e9:.1f}",
-            f"{row['added_flops'] / row['forward_flops']:.2%}",
-            f"{row['bytes'] / GIB:.2f}",
-        )
-    Console(width=100).print(table)
     storage.write_json(options.out, {"methods": found, **circumstances()})
-    print(f"Written: {options.out}")
+    storage.write_text(options.out.with_suffix(".md"), markdown(found))
+    print(markdown(found))
+
+
+def markdown(found: Mapping[str, Mapping[str, int]]) -> str:
+    """Return the plan as a table, a line for each method."""
+    lines = [
+        "| method | sites | trainable | share % | forward GFLOPs | added % | GiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in found.items():
+        share = 100 * row["trainable"] / row["parameters"]
+        added = 100 * row["added_flops"] / row["forward_flops"]
+        lines.append(
+            f"| {name} | {row['sites']} | {row['trainable']:,} | {share:.2f} | "
+            f"{row['forward_flops'] / 1e9:.1f} | {added:.2f} | "
+            f"{row['bytes'] / GIB:.2f} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

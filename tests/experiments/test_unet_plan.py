@@ -1,7 +1,7 @@
 """A U-Net's adapters planned on shapes, against counts by hand."""
 
 import peftjax as pj
-from experiments.benchmarks.unet_plan import plan
+from experiments.benchmarks.unet_plan import markdown, plan
 from peftjax.models import UNetConfig
 
 CONFIG = UNetConfig(
@@ -16,7 +16,9 @@ CONFIG = UNetConfig(
 
 def test_facts_are_those_of_the_attention_alone():
     rank, tokens, side, width = 2, 3, 4, 8
-    found = plan(CONFIG, side, tokens, {"lora": pj.LoRA(rank, alpha=1.0)})["lora"]
+    rules = pj.presets.rules("unet", pj.LoRA(rank, alpha=1.0))
+    every = plan(CONFIG, side, tokens, {"lora": rules})
+    found = every["lora"]
     # One transformer on the way down, one in the middle, two on the way up.
     assert found["sites"] == 4 * 8
     assert found["trainable"] == 4 * rank * (6 * 2 * width + 2 * (width + 6))
@@ -28,3 +30,4 @@ def test_facts_are_those_of_the_attention_alone():
     # The first convolution alone, and all parameters at all pixels.
     least = 2 * side**2 * 9 * 4 * 4
     assert least < found["forward_flops"] < 2 * side**2 * found["parameters"]
+    assert f"| lora | 32 | {found['trainable']:,} | " in markdown(every)
