@@ -87,6 +87,7 @@ ON_REQUEST = {
     "repadapter": (3e-2, ((LINEAR, pj.RepAdapter(rank=4)), HEAD)),
     "houlsby": (3e-2, ((BESIDE.format("attn|mlp"), pj.Bottleneck(rank=8)), HEAD)),
     "adaptformer": (1e-2, ((BESIDE.format("mlp"), ADAPTFORMER), HEAD)),
+    "loreft": (1e-2, ((r"blocks_\d+:output", pj.LoReFT(rank=8)), HEAD)),
     "vpt_shallow": (1e-2, (("prompts:output", VPT), HEAD)),
     "vpt_deep": (1e-2, ((r"blocks_\d+/prompts:output", VPT), HEAD)),
     "boft": (1e-2, ((LINEAR, pj.BOFT(block=8, factors=2)), HEAD)),

@@ -23,6 +23,7 @@
 | RepAdapter | q, k, v; first MLP layer | the same* | the same, and the gate* |
 | VPT, PrefixTuning | VPT-deep | keys and values of every layer | the same |
 | Bottleneck | output of attention and MLP* | the same (Houlsby) | the same* |
+| LoReFT | what each whole layer returns* | the same | the same |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
@@ -138,6 +139,8 @@ def rules(
         return _baseline(method, task)
     if "prefix" in method.kinds:
         return {_prefix(family, places, parts): method, **task}
+    if isinstance(method, methods.LoReFT) and parts is None:
+        return {rf"{places.stack}(_\d+)?:output": method, **task}
     chosen: list[str] = _paper(places, method) if parts is None else [*parts]
     known = [*places.parts, *(["patches"] if places.patches else [])]
     if absent := [part for part in chosen if part not in known]:

@@ -30,6 +30,7 @@ from peftjax.models.vit import ViT
 
 LINEAR = r"blocks(_\d+)?/(attn/(qkv|proj)|mlp/fc[12])/kernel"
 OUTPUTS = r"blocks(_\d+)?/(attn|mlp):output"
+LAYERS = r"blocks(_\d+)?:output"
 BESIDE, PROMPTS = r"blocks(_\d+)?/mlp:output", r"blocks(_\d+)?/prompts:output"
 IMAGES = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
 LARGEST = {"d_in": 3072, "d_out": 3072}
@@ -68,6 +69,7 @@ METHODS: dict[str, pj.Method] = {
     "ssf": pj.SSF(),
     "houlsby": pj.Bottleneck(rank=8),
     "adaptformer": pj.Bottleneck(rank=8, scale=0.1, side="input"),
+    "loreft": pj.LoReFT(rank=8),
     "vpt_deep": pj.VPT(length=10),
     "full": pj.Full(),
 }
@@ -75,6 +77,7 @@ METHODS: dict[str, pj.Method] = {
 PLACES = {
     "houlsby": (OUTPUTS, 2),
     "adaptformer": (BESIDE, 1),
+    "loreft": (LAYERS, 1),
     "vpt_deep": (PROMPTS, 1),
 }
 

@@ -24,6 +24,7 @@ from peftjax.methods.lokr import LoKr
 from peftjax.methods.lora import LoRA
 from peftjax.methods.lorafa import LoRAFA
 from peftjax.methods.loraxs import LoRAXS
+from peftjax.methods.loreft import LoReFT
 from peftjax.methods.miss import MiSS
 from peftjax.methods.oft import OFT
 from peftjax.methods.olora import OLoRA
@@ -73,6 +74,7 @@ __all__ = [
     "SSF",
     "TrainableTokens",
     "Bottleneck",
+    "LoReFT",
     "VPT",
     "PrefixTuning",
     "Full",
