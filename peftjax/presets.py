@@ -23,6 +23,7 @@
 | RepAdapter | q, k, v; first MLP layer | the same* | the same, and the gate* |
 | VPT, PrefixTuning | VPT-deep | keys and values of every layer | the same |
 | Bottleneck | output of attention and MLP* | the same (Houlsby) | the same* |
+| Compacter | output of attention and MLP* | the same | the same* |
 | LoReFT | what each whole layer returns* | the same | the same |
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
@@ -90,6 +91,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.BOFT: {"": _EVERY},
     methods.RoAd: {"": _EVERY},
     methods.Bottleneck: {"": ("output", "down")},
+    methods.Compacter: {"": ("output", "down")},
     methods.IA3: {"": ("key", "value", "down")},
     methods.SSF: {"": _EVERY, "vit": (*_EVERY, "patches")},
 }

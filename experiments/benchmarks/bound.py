@@ -69,6 +69,7 @@ METHODS: dict[str, pj.Method] = {
     "ssf": pj.SSF(),
     "houlsby": pj.Bottleneck(rank=8),
     "adaptformer": pj.Bottleneck(rank=8, scale=0.1, side="input"),
+    "compacter": pj.Compacter(width=24, rank=1),
     "loreft": pj.LoReFT(rank=8),
     "vpt_deep": pj.VPT(length=10),
     "full": pj.Full(),
@@ -77,6 +78,7 @@ METHODS: dict[str, pj.Method] = {
 PLACES = {
     "houlsby": (OUTPUTS, 2),
     "adaptformer": (BESIDE, 1),
+    "compacter": (OUTPUTS, 2),
     "loreft": (LAYERS, 1),
     "vpt_deep": (PROMPTS, 1),
 }

@@ -101,6 +101,13 @@ def of_site(
     return replace((given or {}).get(site.path, Given()), params=p)
 
 
+def of_sites(
+    sites: Sequence[Site], adapters: Adapters, given: Mapping[str, Given] | None = None
+) -> dict[str, Given]:
+    """Return the same of several sites, by path."""
+    return {site.path: of_site(site, adapters, given) for site in sites}
+
+
 def with_gates(sites: Sequence[Site], gates: Any) -> dict[str, Given]:
     """Return the constant gates of the gated sites; see `Peft.merge`."""
     found = constant_gates({site.path: heads(site) for site in gated(sites)}, gates)

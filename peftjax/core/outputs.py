@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peftjax.core import arrays, paths
+from peftjax.core import paths
 from peftjax.core.cost import dots
 from peftjax.core.formula import cast
 from peftjax.core.jaxpr import Call
 from peftjax.core.method import Kind, Method, OutputMethod
 from peftjax.core.plan import counted
-from peftjax.core.site import Adapters, Given, Leaves, Site
+from peftjax.core.site import Given, Leaves, Site
 from peftjax.core.taps import OWN, Seen, Tap, tapped
 from peftjax.core.uses import Trained
 
@@ -165,20 +165,17 @@ def _labelled(path: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def edited(
     call: Call,
     sites: Sequence[Site],
-    adapters: Adapters,
-    given: Mapping[str, Given],
+    places: Mapping[str, Given],
     key: jax.Array | None,
 ) -> Call:
     """Return a call whose modules return what their adapters make of it.
 
-    Dropout follows another key at each call of a module; the iterations of a loop that
-    shares a module's parameters drop alike.
+    `places` are the sites' arrays by path, or the shapes of these. Dropout follows
+    another key at each call of a module; the iterations of a loop that shares a
+    module's parameters drop alike.
     """
     known = {site.path: site for site in sites}
-    carried = {
-        path: (arrays.of_site(site, adapters, given), site.key(key))
-        for path, site in known.items()
-    }
+    carried = {path: (places[path], site.key(key)) for path, site in known.items()}
 
     def edit(own: Any, times: Counter[str], seen: Seen, y: jax.Array, x: Any) -> Any:
         site = known.get(f"{seen.path}{SUFFIX}")

@@ -91,8 +91,11 @@ def adapt(
     examples, outputs, without = call.examples, (), None
     if on_outputs:
         outputs, without = plan_outputs(call, known, on_outputs)
-        fresh = partial(arrays.fresh, outputs, avals)
-        call = edited(call, outputs, jax.eval_shape(fresh, jax.random.key(0)), {}, None)
+
+        def places(key: jax.Array) -> dict[str, Given]:
+            return arrays.of_sites(outputs, arrays.fresh(outputs, avals, key))
+
+        call = edited(call, outputs, jax.eval_shape(places, jax.random.key(0)), None)
     jaxpr, _ = call.trace(avals)
     if outputs:
         outputs = with_costs(outputs, without, jaxpr, examples)
@@ -216,7 +219,8 @@ class Peft:
         arrays.check_adapters(self.sites, adapters, given)
         examples, outputs = call.examples, self._on("output")
         if outputs:
-            call = edited(call, outputs, adapters, given, adapter_key)
+            places = arrays.of_sites(outputs, adapters, given)
+            call = edited(call, outputs, places, adapter_key)
         jaxpr, structure = call.trace(leaves)
         dynamic = trained(call) if outputs else call.dynamic
         inputs = leaves, dynamic, adapters, given, adapter_key

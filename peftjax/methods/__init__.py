@@ -5,6 +5,7 @@ from peftjax.methods.adalora import AdaLoRA
 from peftjax.methods.boft import BOFT
 from peftjax.methods.bottleneck import Bottleneck
 from peftjax.methods.c3a import C3A
+from peftjax.methods.compacter import Compacter
 from peftjax.methods.composition import Composition
 from peftjax.methods.delora import DeLoRA
 from peftjax.methods.dora import DoRA
@@ -74,6 +75,7 @@ __all__ = [
     "SSF",
     "TrainableTokens",
     "Bottleneck",
+    "Compacter",
     "LoReFT",
     "VPT",
     "PrefixTuning",

@@ -5,6 +5,7 @@
 
 LoReFT: the equation of the authors' code, its rotation made by torch's own orthogonal
 parametrisation; the gradient of v goes through torch's QR with positive diagonal.
+Compacter: the sum of `torch.kron` that its paper writes, one A_i for both matrices.
 Of every case the parameters, y, the result, and the gradients of its product with a
 cotangent.
 """
@@ -54,8 +55,32 @@ def loreft():
     return arrays | {name: value.numpy() for name, value in also.items()}
 
 
+def compacter():
+    torch.manual_seed(1)
+    n, r, width = 2, 2, 4
+    low, high = width // n, WIDTH // n
+    shapes = {
+        "a": (n, n, n),
+        "down_s": (n, high, r),
+        "down_t": (n, r, low),
+        "down_bias": (width,),
+        "up_s": (n, low, r),
+        "up_t": (n, r, high),
+        "up_bias": (WIDTH,),
+    }
+    p = {name: torch.randn(shape, requires_grad=True) for name, shape in shapes.items()}
+    y = torch.randn(2, TOKENS, WIDTH, requires_grad=True)
+
+    def matrix(side):
+        parts = zip(p["a"], p[f"{side}_s"] @ p[f"{side}_t"])
+        return sum(torch.kron(a, b) for a, b in parts)
+
+    h = torch.nn.functional.gelu(y @ matrix("down") + p["down_bias"])
+    return found(y + h @ matrix("up") + p["up_bias"], {"y": y, **p})
+
+
 if __name__ == "__main__":
-    for case in (loreft,):
+    for case in (loreft, compacter):
         arrays = case()
         np.savez_compressed(Path(sys.argv[1], f"{case.__name__}.npz"), **arrays)
         print({name: value.shape for name, value in arrays.items()})

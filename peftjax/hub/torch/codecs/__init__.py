@@ -63,6 +63,7 @@ CODECS: dict[type[Method], Codec | str] = {
     methods.RoAd: road.CODEC,
     methods.IA3: ia3.CODEC,
     methods.Bottleneck: "it has no adapters on what a module returns",
+    methods.Compacter: "it has no adapters on what a module returns",
     methods.LoReFT: "it has no adapters on what a module returns",
     methods.VPT: "it has no prompts of images",
     methods.PrefixTuning: "its prefix is of no layer; see hub.torch.prefixes",
