@@ -50,6 +50,7 @@ METHODS = {
 }
 BESIDE = r"blocks_\d+/({}):output"
 ADAPTFORMER = pj.Bottleneck(rank=8, scale=0.1, side="input")
+MOE = pj.XLoRA(modules=3, rank=4, share=False, train=True)
 COMPACTER = pj.Compacter(width=16, rank=1)
 VPT = pj.VPT(length=10, patch=2)
 RANKS = pj.AdaLoRA(
@@ -88,6 +89,7 @@ ON_REQUEST = {
     "repadapter": (3e-2, ((LINEAR, pj.RepAdapter(rank=4)), HEAD)),
     "houlsby": (3e-2, ((BESIDE.format("attn|mlp"), pj.Bottleneck(rank=8)), HEAD)),
     "adaptformer": (1e-2, ((BESIDE.format("mlp"), ADAPTFORMER), HEAD)),
+    "lora_moe": (1e-2, ((LINEAR, MOE), HEAD)),
     "compacter": (1e-2, ((BESIDE.format("attn|mlp"), COMPACTER), HEAD)),
     "loreft": (1e-2, ((r"blocks_\d+:output", pj.LoReFT(rank=8)), HEAD)),
     "vpt_shallow": (1e-2, (("prompts:output", VPT), HEAD)),

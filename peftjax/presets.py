@@ -2,7 +2,7 @@
 
 | method | ViT, CLIP | BERT, RoBERTa, DeBERTa | Llama |
 |---|---|---|---|
-| LoRA, DoRA, LoRAFA, Composition | q, v | q, v | q, v |
+| LoRA, DoRA, LoRAFA, Composition, XLoRA | q, v | q, v | q, v |
 | Hydra | attention output, second MLP layer | second MLP layer | second MLP layer* |
 | HydraLoRA | MLP* | MLP* | MLP (the code; the paper's counts fit q, v) |
 | GLoRA and its supernet | every linear | every linear* | q, v |
@@ -82,6 +82,7 @@ _PLACES: dict[type[Method], dict[str, Sequence[str]]] = {
     methods.VeRA: {"": _LORA},
     methods.RandLoRA: {"": _EVERY},
     methods.Composition: {"": _LORA},
+    methods.XLoRA: {"": _LORA},
     methods.Hydra: {"": ("down",), "vit": ("output", "down")},
     methods.HydraLoRA: {"": ("gate", "up", "down")},
     methods.GLoRA: {"": _EVERY, "llama": _LORA},

@@ -62,6 +62,7 @@ METHODS: dict[str, pj.Method] = {
     "glora_supernet": pj.GLoRASupernet(rank=8),
     "hra": pj.HRA(rank=8),
     "composition": pj.Composition(modules=3, rank=8),
+    "xlora": pj.XLoRA(modules=3, rank=8, hidden=768, reads="norm"),
     "oft": pj.OFT(block=8),
     "boft": pj.BOFT(block=8, factors=2),
     "road": pj.RoAd(),

@@ -26,9 +26,10 @@ def flops(method: Method, layer: Layer, rows: int, names: dict[str, Any]) -> int
     lookup = layer.kind == "embedding"
     x = jax.ShapeDtypeStruct((rows, layer.d_in), jnp.float32)
     kernel = jax.ShapeDtypeStruct((layer.d_in, layer.d_out), jnp.float32)
-    jaxpr = jax.make_jaxpr(lambda x, p, k: method.formula(p, x, k, 0.0))(
-        x, names, kernel
-    )
+    # what is read elsewhere costs no layer anything
+    gates = {"gates": jnp.ones(getattr(method, "heads"))} if method.router_reads else {}  # noqa: B009
+    formula = lambda x, p, k: method.formula(p, x, k, 0.0, **gates)  # noqa: E731
+    jaxpr = jax.make_jaxpr(formula)(x, names, kernel)
     inputs = [True, *[False] * (len(names) + 1)]
     total = dots(jaxpr, inputs if lookup else None)
     return total - (0 if lookup else 2 * rows * layer.d_in * layer.d_out)

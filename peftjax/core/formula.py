@@ -115,7 +115,8 @@ def on_layer(
         if given.is_base is not None:
             y = jnp.where(given.is_base, x @ kernel + b, y)
         if given.total is not None:
-            y = observe(y, given.total, method.gates(p, x))
+            gates = method.gates(p, x) if given.gates is None else given.gates
+            y = observe(y, given.total, gates)
         return y
 
     with jax.default_matmul_precision(asked.name):

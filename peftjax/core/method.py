@@ -104,6 +104,15 @@ class Method:
         """Whether the formula builds an array of the kernel's size (bad in banks)."""
         return False
 
+    @property
+    def router_reads(self) -> str:
+        """Path of a module whose output, in the frozen model, the gates are of.
+
+        Empty where they are of the layer's own input. The formula is then given gates
+        for each token, `[..., heads]`.
+        """
+        return ""
+
     def init(self, key: jax.Array, layer: Layer) -> dict[str, jax.Array]:
         """Return fresh adapter arrays of one layer, float32."""
         raise NotImplementedError

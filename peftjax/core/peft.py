@@ -31,6 +31,7 @@ from peftjax.core.outputs import (
     with_costs,
 )
 from peftjax.core.plan import plan
+from peftjax.core.routes import routed
 from peftjax.core.run import rehearse, run
 from peftjax.core.site import Adapters, Given, Leaves, Site
 
@@ -87,7 +88,7 @@ def adapt(
     chosen = paths.match([name for name in names if name is not None], own)
     avals = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
     known = Leaves(tuple(names), avals)
-    call = Call.of(apply_fn, structure, example_args, example_kwargs)
+    call = plain = Call.of(apply_fn, structure, example_args, example_kwargs)
     examples, outputs, without = call.examples, (), None
     if on_outputs:
         outputs, without = plan_outputs(call, known, on_outputs)
@@ -110,7 +111,11 @@ def adapt(
             + "\n  ".join(slow)
         )
     peft = Peft(apply_fn, read, sites, known, structure, variables)
-    if rounded := rehearse(jaxpr, sites, avals, call.dynamic):
+
+    def route(leaves: Any, adapters: Adapters) -> Mapping[str, Given]:
+        return routed(sites, plain, leaves, adapters, {})
+
+    if rounded := rehearse(jaxpr, sites, avals, call.dynamic, route):
         (path, why), *others = rounded.items()
         warnings.warn(
             f"{path} ({why}) and {len(others)} other sites form a merged weight in a "
@@ -218,16 +223,17 @@ class Peft:
         leaves = self._planned(variables)
         arrays.check_adapters(self.sites, adapters, given)
         examples, outputs = call.examples, self._on("output")
+        runner = None
+        if self.batch is not None or any(isinstance(leaf, Coded) for leaf in leaves):
+            layout = Layout(self.batch, examples)
+            runner = partial(Gatherer, layout=layout)
+        given = routed(self.sites, call, leaves, adapters, given, runner)
         if outputs:
             places = arrays.of_sites(outputs, adapters, given)
             call = edited(call, outputs, places, adapter_key)
         jaxpr, structure = call.trace(leaves)
         dynamic = trained(call) if outputs else call.dynamic
         inputs = leaves, dynamic, adapters, given, adapter_key
-        runner = None
-        if self.batch is not None or any(isinstance(leaf, Coded) for leaf in leaves):
-            layout = Layout(self.batch, examples)
-            runner = partial(Gatherer, layout=layout)
         found = run(jaxpr, self._on("weight"), *inputs, runner=runner)
         return jax.tree.unflatten(structure, found)
 

@@ -72,17 +72,23 @@ def run(
 
 
 def rehearse(
-    closed: Any, sites: Sequence[Site], leaves: Sequence[Any], dynamic: Sequence[Any]
+    closed: Any,
+    sites: Sequence[Site],
+    leaves: Sequence[Any],
+    dynamic: Sequence[Any],
+    route: Callable[..., Mapping[str, Given]],
 ) -> dict[str, str]:
     """Run on shapes alone, so that a bad formula fails early.
 
+    `route(leaves, adapters)` are the gates that other modules give, see `routes`.
     Return, by path, what asks for a merged weight in a type narrower than float32.
     """
     rounded: dict[str, str] = {}
 
     def execute(key: jax.Array, leaves: Any, dynamic: Any) -> Any:
         adapters = arrays.fresh(sites, leaves, key)
-        return run(closed, sites, leaves, dynamic, adapters, {}, None, rounded)
+        given = route(leaves, adapters)
+        return run(closed, sites, leaves, dynamic, adapters, given, None, rounded)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     jax.eval_shape(execute, key, list(leaves), dynamic)

@@ -39,6 +39,7 @@ from peftjax.methods.ssf import SSF
 from peftjax.methods.trainable_tokens import TrainableTokens
 from peftjax.methods.vera import VeRA
 from peftjax.methods.vpt import VPT
+from peftjax.methods.xlora import XLoRA
 
 # The names that `peftjax` has too, in the order of the site's table.
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "GLoRASupernet",
     "HRA",
     "Composition",
+    "XLoRA",
     "OFT",
     "BOFT",
     "RoAd",

@@ -116,7 +116,8 @@ def _formed(method: Method) -> str | None:
     init = lambda kernel: method.init(jax.random.key(0), layer(kernel))  # noqa: E731
     p = jax.eval_shape(init, kernel)
     x = jax.ShapeDtypeStruct((LAYERS, WIDTH), jnp.float32)
-    formula = lambda p, x, kernel: method.formula(p, x, kernel, 0.0)  # noqa: E731
+    gates = {"gates": jnp.ones(method.heads)} if method.router_reads else {}  # pyright: ignore
+    formula = lambda p, x, kernel: method.formula(p, x, kernel, 0.0, **gates)  # noqa: E731
     jaxpr = jax.make_jaxpr(formula)(p, x, kernel)
     found: list[str] = []
 
