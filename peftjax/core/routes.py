@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from peftjax.core import arrays, paths
-from peftjax.core.jaxpr import Call
+from peftjax.core.jaxpr import Call, opened
 from peftjax.core.run import run
 from peftjax.core.site import Adapters, Given, Site
 from peftjax.core.taps import Seen, tapped
@@ -32,7 +32,8 @@ def routed(
     Sites that are given gates keep them.
 
     Raises:
-        ValueError: the model calls no module of the path that a method reads.
+        ValueError: the model calls no module of the path that a method reads, or calls
+            it in a loop.
     """
     reading = [
         site
@@ -77,5 +78,11 @@ def _outputs(
         return {path: seen[path] for path in read}
 
     jaxpr, structure = replace(call, apply_fn=apply_fn).trace(leaves)
+    # what the body of a loop made has escaped from it as a constant without a value
+    if any(const is seen[path] for const in opened(jaxpr)[1] for path in read):
+        raise ValueError(
+            f"gates read what a module returns, of {sorted(read)}; expected modules "
+            "outside of loops and recomputation, found one within"
+        )
     found = run(jaxpr, [], leaves, call.dynamic, {}, {}, None, runner=runner)
     return jax.lax.stop_gradient(jax.tree.unflatten(structure, found))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import peftjax as pj
+from tests.core.test_outputs import Loop, X
 from tests.helpers.goldens import close, load, random_like
 
 CHECKED = (
@@ -135,6 +136,11 @@ def test_what_is_refused():
     method = pj.XLoRA(modules=2, rank=1, hidden=6, reads="secnd")
     with pytest.raises(ValueError, match="'secnd' returns, .* nearest: second"):
         pj.adapt(Net().apply, VARIABLES, IDS, rules={"first/kernel": method})
+    looped = Loop("scan")
+    method = pj.XLoRA(modules=2, rank=1, hidden=16, reads="blocks/fc")
+    variables = looped.init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match="outside of loops and recomputation"):
+        pj.adapt(looped.apply, variables, X, rules={"blocks/fc/kernel": method})
     with pytest.raises(ValueError, match="hidden=None.: expected an integer"):
         pj.XLoRA(modules=2, rank=1, reads="norm")
     method = pj.XLoRA(modules=2, rank=1, hidden=5)
