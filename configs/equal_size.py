@@ -90,6 +90,8 @@ METHODS = {
     "adaptformer": (
         (BESIDE.format("mlp"), pj.Bottleneck(rank=31, scale=0.1, side="input")),
     ),
+    "compacter": ((BESIDE.format("attn|mlp"), pj.Compacter(32, rank=10, terms=2)),),
+    "loreft": ((r"blocks_\d+:output", pj.LoReFT(rank=32)),),
 }
 
 
