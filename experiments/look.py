@@ -7,7 +7,7 @@ layer; with adapters it shows where they work, and tokens of outliers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ def leave(one: Run, folder: RunFolder, found: Kept) -> dict[str, Any]:
     test: Any = one.data.test
     split = take(test, np.arange(min(LOOKED, len(test["label"]))))
     outputs = one.outputs(found.adapters, split, found.collections)
-    arrays = mistakes(split, outputs)
+    arrays = mistakes(split, outputs, one.data.classes)
     folder.own(MISTAKES)
 
     def write() -> None:
@@ -55,12 +55,19 @@ def leave(one: Run, folder: RunFolder, found: Kept) -> dict[str, Any]:
     return {"token_lengths": lengths} if lengths["before"] else {}
 
 
-def mistakes(split: Mapping[str, Any], outputs: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the first images that were classified wrongly, labels and answers."""
+def mistakes(
+    split: Mapping[str, Any], outputs: np.ndarray, classes: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Return the first images that were classified wrongly, labels and answers.
+
+    These are names where there are any.
+    """
     answers, labels = outputs.argmax(-1), np.asarray(split["label"])
     rows = np.flatnonzero(answers != labels)[:WRONG]
     images = np.asarray(split["image"][rows])
-    return {"images": images, "labels": labels[rows], "answers": answers[rows]}
+    names = np.array(classes) if classes else np.arange(outputs.shape[-1])
+    told = {"labels": names[labels[rows]], "answers": names[answers[rows]]}
+    return {"images": images, **told}
 
 
 def token_lengths(

@@ -166,7 +166,8 @@ def data(config: Any, choose: bool) -> Data:
         UnreadableData: as `own_images.data`.
         DataError: the set's classes are others, or it is damaged.
     """
-    return own_images.arranged(config, _splits(config), choose)
+    classes = sets()[config.task].classes
+    return own_images.arranged(config, _splits(config), choose, classes)
 
 
 def count(config: Any) -> int | None:

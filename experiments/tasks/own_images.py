@@ -80,11 +80,13 @@ def data(config: Any, choose: bool) -> Data:
     Raises:
         UnreadableData: there is no image to choose on, and choices are made.
     """
-    splits, _ = folder.load(place(config), **_seen(config), **_drawn(config))
-    return arranged(config, splits, choose)
+    splits, classes = folder.load(place(config), **_seen(config), **_drawn(config))
+    return arranged(config, splits, choose, classes)
 
 
-def arranged(config: Any, splits: Mapping[str, Split], choose: bool) -> Data:
+def arranged(
+    config: Any, splits: Mapping[str, Split], choose: bool, classes: tuple[str, ...]
+) -> Data:
     """Return what is trained, chosen and tested on, of splits that are read.
 
     Raises:
@@ -111,7 +113,8 @@ def arranged(config: Any, splits: Mapping[str, Split], choose: bool) -> Data:
         else:
             small = math.prod(split.images.shape) <= IN_MEMORY
             arrays[name] = split.arrays(in_memory=small)
-    return Data(arrays["train"], arrays.get("test"), arrays.get("validation"), prints)
+    test, validation = arrays.get("test"), arrays.get("validation")
+    return Data(arrays["train"], test, validation, prints, classes)
 
 
 def augment_of(config: Any) -> Augment | None:

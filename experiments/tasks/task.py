@@ -91,12 +91,14 @@ class Data:
         test: what the table reports; empty while hyperparameters are chosen.
         validation: what choices are made on; None where none are made.
         fingerprints: of every split read, for the result.
+        classes: names, in the order of the labels; empty where the files have none.
     """
 
     train: Mapping[str, Any]
     test: Mapping[str, Any] | None
     validation: Mapping[str, Any] | None
     fingerprints: tuple[dict[str, Any], ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def lengths(self) -> np.ndarray | None:

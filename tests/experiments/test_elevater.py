@@ -165,7 +165,8 @@ def test_a_run_moves_its_statistics_and_keeps_them(small, tmp_path, selection):
     assert np.abs(with_theirs - without).max() > 1e-3
     lengths = found["token_lengths"]
     assert len(lengths["before"]) == config.model.vision.num_hidden_layers
-    assert (tmp_path / "run" / "mistakes.npz").is_file()
+    with np.load(tmp_path / "run" / "mistakes.npz") as left:
+        assert {*left["labels"]} <= {"negative", "positive"}
     assert np.abs(np.subtract(*lengths.values())).max() > 1e-6  # Hydra is in each layer
     other = config.copy_and_resolve_references()
     other.optim.weight_decay = 1.0

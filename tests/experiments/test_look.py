@@ -63,6 +63,10 @@ def test_mistakes_are_the_first():
     found = look.mistakes({"image": images, "label": labels}, np.eye(2)[[0] * 30])
     assert found["images"][:, 0, 0, 0].tolist() == [*range(1, 2 * look.WRONG, 2)]
     assert set(found["labels"]) == {1} and set(found["answers"]) == {0}
+    named = look.mistakes(
+        {"image": images, "label": labels}, np.eye(2)[[0] * 30], ("cat", "dog")
+    )
+    assert set(named["labels"]) == {"dog"} and set(named["answers"]) == {"cat"}
     none = look.mistakes({"image": images, "label": labels}, np.eye(2)[labels])
     assert none["images"].shape == (0, 2, 2, 3)
 
