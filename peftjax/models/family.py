@@ -130,6 +130,8 @@ class Family:
         depth: the number of its layers.
         written_as: the kind of checkpoint that a model is written as.
         tied: the path of a table that is the output layer as well.
+        last: the path of the module that returns the last hidden state; None: none that
+            is outside of loops.
         resize: model and parameters for another image size.
     """
 
@@ -145,6 +147,7 @@ class Family:
     depth: Callable[[Any], int] = lambda model: model.config.num_hidden_layers
     written_as: Callable[[Any], Checkpoint] | None = None
     tied: Callable[[Any], str | None] = lambda model: None
+    last: str | None = None
     resize: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
 
     @property

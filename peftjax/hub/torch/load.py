@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from peftjax import storage
 from peftjax.core.method import Layer, Method
 from peftjax.core.paths import flatten, nearest
 from peftjax.hub.tensors import AdapterFileError, PathLike
-from peftjax.hub.torch import prefixes
+from peftjax.hub.torch import prefixes, routers
 from peftjax.hub.torch.codec import Codec, Entry
 from peftjax.hub.torch.codec import Tensor as Lying
 from peftjax.hub.torch.codecs import CODECS, FIELDS, READERS, codec_of
@@ -44,14 +45,14 @@ def load_torch(
 ) -> tuple[dict[str, Method], Adapters]:
     """Read an adapter that the torch library wrote.
 
-    The methods are those of `codecs.CODECS` and prefixes, on unrolled and on scanned
-    layers.
+    The methods are those of `codecs.CODECS`, prefixes and X-LoRA, on unrolled and on
+    scanned layers.
     Biases and modules trained beside the adapter come as `Full`. A DoRA with rsLoRA's
     scale becomes a DoRA whose alpha contains it.
 
     Args:
         folder: holds `adapter_config.json` and `adapter_model.safetensors`; no other
-            file is opened.
+            file is opened, but those two in the folders of X-LoRA's modules within.
         model: the module that `peftjax.models.load` returned.
         variables: its variables. Shapes suffice, unless the file repeats weights of the
             base model, which are then compared.
@@ -67,13 +68,13 @@ def load_torch(
             unexpected or of another shape; scanned layers would need several methods.
     """
     folder = storage.path(folder)
-    fields = {**FIELDS, prefixes.TYPE: prefixes.FIELDS}
-    config = read_config(folder / CONFIG, fields)
+    others = {prefixes.TYPE: prefixes.FIELDS, routers.TYPE: routers.FIELDS}
+    config = read_config(folder / CONFIG, {**FIELDS, **others})
+    if config["peft_type"] == routers.TYPE:
+        return _mixed(folder, config, model, variables)
     of_prefix = config["peft_type"] == prefixes.TYPE
     start, names = (prefixes.START, prefixes.NAMES) if of_prefix else (PREFIX, _EITHER)
-    tensors = _open_tensors(folder, start, names)
-    paths, leaves, _ = flatten(variables)
-    params = {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
+    tensors, params = _open_tensors(folder, start, names), _params(variables)
     with _naming(folder):
         check_heads(model, config, _without_copies(config, tensors))
         own = prefixes.taken(config, tensors, model) if of_prefix else ({}, {})
@@ -90,6 +91,30 @@ def load_torch(
         shared = jax.tree.map(jnp.asarray, reading.shared)
         adapters |= {"": shared} if shared else {}
         return {**own[0], **rules}, {**own[1], **adapters}
+
+
+def _params(variables: Any) -> dict[str, Any]:
+    paths, leaves, _ = flatten(variables)
+    return {p: leaf for p, leaf in zip(paths, leaves) if p is not None}
+
+
+def _mixed(
+    folder: Path, config: Config, model: Model, variables: Any
+) -> tuple[dict[str, Method], Adapters]:
+    """Return rules and adapters of X-LoRA, whose modules lie in folders below."""
+    tensors = _open_tensors(folder, routers.START, routers.NAMES)
+    if not tensors:
+        raise AdapterFileError(
+            f"{folder / TENSORS}: expected a router, found no tensor; release 0.21 of "
+            "the torch library leaves it out. Write there what its state_dict() holds "
+            "under 'internal_xlora_classifier'"
+        )
+    with _naming(folder):
+        load = partial(load_torch, model=model, variables=variables)
+        found = routers.mixed(
+            folder, config, model, _params(variables), load, partial(_take, tensors)
+        )
+    return found.rules, found.adapters
 
 
 def _open_tensors(
@@ -207,7 +232,7 @@ class _Reading:
 
     def _ours(self, start: str, one: Lying, layer: Layer) -> np.ndarray:
         name, below = start + one.suffix, one.below
-        value = self._take(name, one.shape, "int" if below else "float")
+        value = _take(self.tensors, name, one.shape, "int" if below else "float")
         limit = np.reshape(below or np.inf, (-1, *[1] * (value.ndim - 1)))
         if below and not np.all((value >= 0) & (value < limit)):
             raise AdapterFileError(
@@ -293,31 +318,8 @@ class _Reading:
 
     def _full(self, leaf: Leaf, infix: str = "") -> tuple[Method, dict]:
         shape = tuple(leaf.shape[i] for i in np.argsort(leaf.order))
-        value = self._take(f"{leaf.module}{infix}.{leaf.name}", shape)
+        value = _take(self.tensors, f"{leaf.module}{infix}.{leaf.name}", shape)
         return Full(), {"value": leaf.to_ours(value)}
-
-    def _take(
-        self, name: str, shape: tuple[int, ...], number: str = "float"
-    ) -> np.ndarray:
-        found = self.tensors.pop(name, None)
-        if found is None:
-            near = ", ".join(nearest(name, list(self.tensors), 2)) or "nothing"
-            raise AdapterFileError(
-                f"{name}: expected a tensor of shape {shape} by the configuration, "
-                f"found none; nearest of what is left: {near}"
-            )
-        kind = np.dtype(found.dtype).name
-        if found.shape != shape or number not in kind:
-            word = {"float": "a floating", "int": "an integer"}[number]
-            raise AdapterFileError(
-                f"{name}: expected {word} tensor of shape {shape} by model and "
-                f"configuration, found {kind}{list(found.shape)}"
-            )
-        if number == "int":
-            return found.read().astype(np.int32)
-        if not finite(value := found.read().astype(np.float32)):
-            raise AdapterFileError(f"{name}: holds NaN or infinity")
-        return value
 
     def check_rest(self, model: str) -> None:
         """Raise unless what is left repeats weights of the base model."""
@@ -333,6 +335,33 @@ class _Reading:
                 f"{', '.join(sorted(strange)[:6])}. Was the adapter trained on another "
                 "model, or does this one lack its head?"
             )
+
+
+def _take(
+    tensors: dict[str, Tensor],
+    name: str,
+    shape: tuple[int, ...],
+    number: str = "float",
+) -> np.ndarray:
+    found = tensors.pop(name, None)
+    if found is None:
+        near = ", ".join(nearest(name, list(tensors), 2)) or "nothing"
+        raise AdapterFileError(
+            f"{name}: expected a tensor of shape {shape} by the configuration, "
+            f"found none; nearest of what is left: {near}"
+        )
+    kind = np.dtype(found.dtype).name
+    if found.shape != shape or number not in kind:
+        word = {"float": "a floating", "int": "an integer"}[number]
+        raise AdapterFileError(
+            f"{name}: expected {word} tensor of shape {shape} by model and "
+            f"configuration, found {kind}{list(found.shape)}"
+        )
+    if number == "int":
+        return found.read().astype(np.int32)
+    if not finite(value := found.read().astype(np.float32)):
+        raise AdapterFileError(f"{name}: holds NaN or infinity")
+    return value
 
 
 def _repeats(leaf: Leaf, tensor: Tensor, own: Any) -> bool:

@@ -20,7 +20,7 @@ from peftjax.hub.tensors import (
     flat,
     write,
 )
-from peftjax.hub.torch import prefixes
+from peftjax.hub.torch import prefixes, routers
 from peftjax.hub.torch.codec import Codec
 from peftjax.hub.torch.codecs import CODECS, FIELDS
 from peftjax.hub.torch.config import CONFIG, complete
@@ -29,6 +29,7 @@ from peftjax.hub.torch.heads import check_tied
 from peftjax.hub.torch.load import OUTPUT, PREFIX, SHARED, TENSORS
 from peftjax.hub.torch.modules import Leaf, Modules, is_feedforward
 from peftjax.methods.prefix_tuning import PrefixTuning
+from peftjax.methods.xlora import XLoRA
 from peftjax.models.families import family_of
 from peftjax.models.family import Model
 from peftjax.models.names import Layout
@@ -47,9 +48,10 @@ def save_torch(
     """Write adapters as the torch library has them.
 
     `adapter_config.json` and `adapter_model.safetensors`, for the methods of
-    `codecs.CODECS` and `PrefixTuning`; one at a time, as there. Leaves of `Full` become
-    `modules_to_save` or trained biases. What acts in training only (HRA's penalty and
-    start) is left out. The folder appears whole or not at all.
+    `codecs.CODECS`, `PrefixTuning` and `XLoRA`, which has a folder for each module; one
+    at a time, as there. Leaves of `Full` become `modules_to_save` or trained biases.
+    What acts in training only (HRA's penalty and start) is left out. The folder appears
+    whole or not at all.
 
     Args:
         folder: the folder to write; it must be absent or empty.
@@ -71,14 +73,33 @@ def save_torch(
     folder = storage.path(folder)
     check_arrays("adapters", flat(expected_arrays(peft)), flat(adapters))
     try:
-        config, tensors = _translate(model, peft, adapters, layout)
+        parts = _parts(folder, model, peft, adapters, layout)
     except ValueError as error:
         raise AdapterFileError(f"{folder}: not written: {error}") from error
-    config["base_model_name_or_path"] = base_model_name
     with replacing_folder(folder) as new:
-        write(new / TENSORS, tensors)
-        (new / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        for name, (config, tensors) in parts.items():
+            config["base_model_name_or_path"] = base_model_name
+            (new / name).mkdir(exist_ok=True)
+            write(new / name / TENSORS, tensors)
+            # fields alone are sorted: the library reads modules in the file's order
+            text = json.dumps(dict(sorted(config.items())), indent=2)
+            (new / name / CONFIG).write_text(f"{text}\n")
     return folder
+
+
+def _parts(
+    folder: Path, model: Model, peft: Any, adapters: Mapping, layout: Layout
+) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Return configuration and tensors by folder within; `""` is the folder itself."""
+    if not any(isinstance(site.method, XLoRA) for site in peft.sites):
+        return {"": _translate(model, peft, adapters, layout)}
+    config, tensors = routers.written(model, peft, adapters)
+    modules = {
+        str(i): _translate(model, *module, layout)
+        for i, module in enumerate(routers.modules(peft, adapters))
+    }
+    config["adapters"] = {name: str(folder / name) for name in modules}
+    return {"": (config, tensors), **modules}
 
 
 def _translate(

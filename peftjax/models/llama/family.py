@@ -112,4 +112,5 @@ LLAMA = Family(
     tokenizer="tokenizer.json",
     written_as=lambda model: _CHECKPOINTS[model.config.model_type],
     tied=_tied,
+    last="norm",
 )

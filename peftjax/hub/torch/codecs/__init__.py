@@ -58,8 +58,7 @@ CODECS: dict[type[Method], Codec | str] = {
     methods.HRA: hra.CODEC,
     methods.Composition: "it has no weighted average of modules in one file; "
     "peftjax.convert.combine makes one LoRA of them",
-    methods.XLoRA: "its router and each module lie in files of their own there; the "
-    "modules are read and written as LoRAs",
+    methods.XLoRA: "its router and modules lie apart; see hub.torch.routers",
     methods.OFT: oft.CODEC,
     methods.BOFT: boft.CODEC,
     methods.RoAd: road.CODEC,
