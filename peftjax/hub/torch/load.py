@@ -110,7 +110,11 @@ def _mixed(
             "under 'internal_xlora_classifier'"
         )
     with _naming(folder):
-        load = partial(load_torch, model=model, variables=variables)
+
+        def load(module: Path) -> tuple[dict[str, Method], Adapters]:
+            read_config(module / CONFIG, FIELDS)  # no router within a router
+            return load_torch(module, model, variables)
+
         found = routers.mixed(
             folder, config, model, _params(variables), load, partial(_take, tensors)
         )
