@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from peftjax.core.gates import foreign_gates
 from peftjax.core.jaxpr import walk
 from peftjax.core.method import Layer, Method
 from peftjax.core.site import Site
@@ -27,7 +28,7 @@ def flops(method: Method, layer: Layer, rows: int, names: dict[str, Any]) -> int
     x = jax.ShapeDtypeStruct((rows, layer.d_in), jnp.float32)
     kernel = jax.ShapeDtypeStruct((layer.d_in, layer.d_out), jnp.float32)
     # what is read elsewhere costs no layer anything
-    gates = {"gates": jnp.ones(getattr(method, "heads"))} if method.router_reads else {}  # noqa: B009
+    gates = foreign_gates(method)
     formula = lambda x, p, k: method.formula(p, x, k, 0.0, **gates)  # noqa: E731
     jaxpr = jax.make_jaxpr(formula)(x, names, kernel)
     inputs = [True, *[False] * (len(names) + 1)]

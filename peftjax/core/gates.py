@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from peftjax.core.method import Method
+
 
 @jax.custom_vjp
 def observe(y: jax.Array, total: jax.Array, gates: jax.Array) -> jax.Array:
@@ -38,6 +40,13 @@ def _backward(residual: Any, cotangent: jax.Array) -> Any:
 
 
 observe.defvjp(_forward, _backward)
+
+
+def foreign_gates(method: Method) -> dict[str, jax.Array]:
+    """Return what a formula is given where its gates come from another module."""
+    if not method.router_reads:
+        return {}
+    return {"gates": jnp.ones(getattr(method, "heads"))}  # noqa: B009 (a field by contract)
 
 
 def constant_gates(heads: Mapping[str, Any], gates: Any) -> dict[str, jax.Array]:

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from peftjax.core.affine import NotMergeable
+from peftjax.core.gates import foreign_gates
 from peftjax.core.jaxpr import JIT, REMAT, called, walk
 from peftjax.core.method import Layer, Method
 from peftjax.core.peft import Peft
@@ -116,7 +117,7 @@ def _formed(method: Method) -> str | None:
     init = lambda kernel: method.init(jax.random.key(0), layer(kernel))  # noqa: E731
     p = jax.eval_shape(init, kernel)
     x = jax.ShapeDtypeStruct((LAYERS, WIDTH), jnp.float32)
-    gates = {"gates": jnp.ones(method.heads)} if method.router_reads else {}  # pyright: ignore
+    gates = foreign_gates(method)
     formula = lambda p, x, kernel: method.formula(p, x, kernel, 0.0, **gates)  # noqa: E731
     jaxpr = jax.make_jaxpr(formula)(p, x, kernel)
     found: list[str] = []

@@ -255,13 +255,12 @@ def test_the_protocol_on_real_images(clip, shared_data, tmp_path, monkeypatch, c
     """Search, then the table, from the command line; of a CLIP of random weights."""
     monkeypatch.setattr(decays, "RATES", (1e-4, 1e-2))
     monkeypatch.setattr(decays, "DISTANCES", ())
-    monkeypatch.setattr(decays, "COARSE", 48)
     sets, (place, vision, dim) = ("cifar10", "mnist"), clip
     for name in sets:
         file = shared_data / "vision" / f"{name}_1k.npz"
         (tmp_path / f"{name}.npz").symlink_to(file)
     settings = {f"model.vision.{key}": vision[key] for key in SIZES}
-    settings |= {"model.projection_dim": dim, "train.epochs": 2, "parallel.data": 1}
+    settings |= {"model.projection_dim": dim, "train.epochs": 5, "parallel.data": 1}
     settings |= {"paths.data": tmp_path, "paths.model": place, "paths.cache": tmp_path}
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     chosen = ["--tasks", ",".join(sets), "--methods", "linear,hydra"]
@@ -270,7 +269,7 @@ def test_the_protocol_on_real_images(clip, shared_data, tmp_path, monkeypatch, c
     search(["--config", file, *work])
     searched = tmp_path / "runs" / "search.jsonl"
     lines = [json.loads(line) for line in searched.read_text().splitlines()]
-    assert len(lines) == 2 * 2 * 2 * 3
+    assert len(lines) == 2 * 2 * 2 * 7
     write_table(["--config", f"{file}:searched={searched}", "--seeds", "1", *work])
     told = (tmp_path / "runs" / "table.md").read_text()
     with capsys.disabled():

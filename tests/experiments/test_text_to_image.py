@@ -142,10 +142,11 @@ setattr(holder, what, dying)
 from experiments.finetune import main
 main(sys.argv[4:])
 """
-# Before the third class image, and before the second checkpoint.
+# Before the third class image, the second checkpoint, the picture of the test split.
 DEATHS = (
     ("experiments.samples", "write", 2),
     ("peftjax.training.checkpoint:Checkpoints", "save", 1),
+    ("experiments.samples", "write", 2),
 )
 
 

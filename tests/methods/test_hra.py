@@ -27,8 +27,8 @@ from tests.helpers.goldens import (
 )
 
 CHECKED = (
-    pj.HRA(rank=2),
-    pj.HRA(rank=2, orthogonal=True, penalty_weight=0.1),
+    pj.HRA(rank=4),
+    pj.HRA(rank=4, orthogonal=True, penalty_weight=0.1),
 )
 
 VARIANTS = {
