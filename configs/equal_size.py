@@ -26,7 +26,7 @@ QKV, PROJ, FC1, FC2 = (
     for layer in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")
 )
 TASKS = ("digits", "mnist")
-GRID = (3e-3, 1e-2, 3e-2, 1e-1)
+GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 EPOCHS = {"digits": 15, "mnist": 8}
 # LoRA+ (arXiv 2402.12354): B learns 16 times as fast as A, here about the same mean.
 GROUPS = {"lora_plus": ((r".*/a", 0.25), (r".*/b", 4.0))}

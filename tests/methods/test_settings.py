@@ -87,7 +87,7 @@ def test_numbers_of_a_composition(name, value):
 
 @pytest.mark.parametrize("rank", [0, -1, 2.0, True, "2", None, (2,), float("nan")])
 def test_a_rank_is_an_integer_of_at_least_1(rank):
-    others = {"alpha": 3.0, "modules": 2, "target_rank": 1}
+    others = {"alpha": 3.0, "modules": 2, "target_rank": 1, "width": 4, "terms": 2}
     for method in ALL:
         fields = method.__dataclass_fields__
         if "rank" in fields:
