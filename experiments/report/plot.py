@@ -1,4 +1,4 @@
-"""Where one looks rather than reads: score against size, and a panel per task."""
+"""Where one looks rather than reads: score against size and time, a panel per task."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from experiments.report.scores import AVERAGE, Score, score
 OURS, THEIRS, GRID = "#1f4e79", "#c8641e", {"alpha": 0.25, "linewidth": 0.6}
 ACROSS = 5  # panels beside each other
 BAR = {"fmt": "o", "capsize": 2.5, "color": OURS, "markersize": 5, "linewidth": 1}
+# What scores are drawn against: its words, its scale, what is said of a row without.
+AGAINST = {
+    "trainable": ("trainable parameters", "log", "no score"),
+    "step_over_bound": ("time of a step / of its bound", "linear", "not timed"),
+}
 HOLLOW = {"marker": "D", "s": 26, "facecolors": "none", "edgecolors": THEIRS}
 
 
@@ -31,24 +36,29 @@ def draw(table: Table, caption: Caption) -> Any:
     from matplotlib.figure import Figure
 
     panels = table.tasks if len(table.tasks) > 1 else ()
+    timed = any(row.values("step_over_bound") for row in table.rows)
+    against = list(AGAINST) if timed else ["trainable"]
     below = math.ceil(len(panels) / ACROSS)
     height = 4.5 + below * (0.9 + 0.2 * len(table.rows))
     across = min(ACROSS, len(panels))
-    figure = Figure(figsize=(max(7.0, 2.4 * across), height), layout="constrained")
+    width = max(12.0 if timed else 7.0, 2.4 * across)
+    figure = Figure(figsize=(width, height), layout="constrained")
     heights = (4.5, height - 4.5) if panels else (4.5,)
     parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
     top, *bottom = parts if panels else (parts,)
     for part in bottom:
         _panels(part, table)
-    axes = top.subplots()
-    drawn = _against_size(axes, table)
-    top.suptitle(table.name, fontsize="large")
+    grid = top.subplots(1, len(against), squeeze=False, sharey=True)[0]
+    drawn = [_against(axes, table, name) for axes, name in zip(grid, against)]
+    _legend(grid[0], table)
     facts = textwrap.wrap(" ".join(caption.facts), int(16 * figure.get_figwidth()))
-    axes.set_title("\n".join(facts), fontsize=7, color="dimgray")
+    top.suptitle(table.name, fontsize="large")
+    top.supxlabel("\n".join(facts), fontsize=7, color="dimgray")
     if caption.loud:
         figure.suptitle(caption.loud, color="firebrick", fontweight="bold", fontsize=9)
     figure.draw_without_rendering()  # so that the axes have their place
-    label(axes, **drawn)
+    for axes, one in zip(grid, drawn):
+        label(axes, **one)
     return figure
 
 
@@ -59,34 +69,40 @@ def _spread(found: Score) -> Any:
     return [[found.std], [min(found.std, max(100 - found.mean, 0.0))]]
 
 
-def _against_size(axes: Any, table: Table) -> dict[str, list[Any]]:
-    """Draw the last column against the trainable parameters; return what is there."""
+def _against(axes: Any, table: Table, name: str) -> dict[str, list[Any]]:
+    """Draw the last column against one entry of results; return what is there."""
+    words, scale, lacks = AGAINST[name]
     column, points, bars = table.summary, [], []
     for row in table.rows:
-        found, sizes = row.scores[column], row.values("trainable")
-        if found.mean is not None:
-            size, spread = mean(sizes), found.std or 0.0
-            axes.errorbar(size, found.mean, _spread(found), **BAR)
-            points.append((row.label, size, found.mean))
-            bars.append((size, found.mean, spread))
+        found, values = row.scores[column], row.values(name)
+        if found.mean is not None and values:
+            place, spread = mean(values), found.std or 0.0
+            axes.errorbar(place, found.mean, _spread(found), **BAR)
+            points.append((row.label, place, found.mean))
+            bars.append((place, found.mean, spread))
             if found.published is not None:
-                axes.scatter(size, found.published.value, **HOLLOW)
-                bars.append((size, found.published.value, 0.0))
-    if left := [row.label for row in table.rows if row.scores[column].mean is None]:
-        text = f"no score: {', '.join(left)}"
+                axes.scatter(place, found.published.value, **HOLLOW)
+                bars.append((place, found.published.value, 0.0))
+    drawn = {own for own, *_ in points}
+    if left := [row.label for row in table.rows if row.label not in drawn]:
+        text = f"{lacks}: {', '.join(left)}"
         place = {"xy": (0.99, 0.02), "xycoords": "axes fraction", "ha": "right"}
         axes.annotate(text, **place, fontsize=8, color="gray")
     metrics = ", ".join(sorted({result["metric"] for result in table.results}))
     what = "average over the tasks" if column == AVERAGE else f"{column}, {metrics}"
-    axes.set(xscale="log", xlabel="trainable parameters", ylabel=f"{what} (%)")
+    axes.set(xscale=scale, xlabel=words, ylabel=f"{what} (%)")
+    axes.label_outer()
     axes.margins(x=0.12, y=0.12)
     axes.grid(**GRID)
+    return {"points": points, "bars": bars}
+
+
+def _legend(axes: Any, table: Table) -> None:
     if any(x.published for row in table.rows for x in row.scores.values()):
         axes.errorbar([], [], **BAR, label="here")
         axes.scatter([], [], **HOLLOW, label="published")
         above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
         axes.legend(**above, fontsize=8, frameon=False)
-    return {"points": points, "bars": bars}
 
 
 def _panels(figure: Any, table: Table) -> None:

@@ -115,3 +115,18 @@ def test_the_figure_states_them_too_and_its_bars_end_at_100(tmp_path):
     ends = [end for bar in bars for line in bar.get_segments() for end in line]
     assert len(bars) == 3  # two tasks and the average of the method of two seeds
     assert max(max(end) if max(end) < 1000 else end[1] for end in ends) <= 100
+
+
+def test_where_steps_are_timed_scores_are_drawn_against_them_too(tmp_path):
+    runs = [
+        result("a", "lora", 0, 0.9, step_over_bound=1.25),
+        result("a", "hra", 0, 0.8, step_over_bound=1.5),
+        result("a", "oft", 0, 0.7),
+    ]
+    plan, found = read(fill(tmp_path, runs))
+    drawn = table(plan["name"], found, plan["table"])
+    size, time = plot.draw(drawn, Caption.of(drawn)).axes
+    assert "parameters" in size.get_xlabel() and "time" in time.get_xlabel()
+    written = {x.get_text(): x.xy for x in time.texts if x.get_text()}
+    assert written["lora"] == (1.25, 90.0) and written["hra"] == (1.5, 80.0)
+    assert "not timed: oft" in written and "oft" in {x.get_text() for x in size.texts}
