@@ -26,8 +26,9 @@ from peftjax.hub.torch.codecs import CODECS, FIELDS
 from peftjax.hub.torch.config import CONFIG, complete
 from peftjax.hub.torch.full import describe_full
 from peftjax.hub.torch.heads import check_tied
-from peftjax.hub.torch.load import OUTPUT, PREFIX, SHARED, TENSORS
+from peftjax.hub.torch.load import PREFIX, TENSORS
 from peftjax.hub.torch.modules import Leaf, Modules, is_feedforward
+from peftjax.hub.torch.reading import OUTPUT, SHARED
 from peftjax.methods.prefix_tuning import PrefixTuning
 from peftjax.methods.xlora import XLoRA
 from peftjax.models.families import family_of
