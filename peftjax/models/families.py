@@ -18,12 +18,13 @@ from peftjax.models.dinov2.family import DINOV2
 from peftjax.models.family import Checkpoint, Family, Head
 from peftjax.models.files import CheckpointError, Tensor
 from peftjax.models.llama.family import LLAMA
+from peftjax.models.t5.family import T5_FAMILY
 from peftjax.models.unet.family import UNET
 from peftjax.models.vae.family import VAE
 from peftjax.models.vit.family import VIT
 
 FAMILIES: tuple[Family, ...] = (
-    *(BERT, DEBERTA, CLIP, CLIP_TEXT, LLAMA, VIT, DINOV2),
+    *(BERT, DEBERTA, CLIP, CLIP_TEXT, LLAMA, T5_FAMILY, VIT, DINOV2),
     *(UNET, VAE),
 )
 

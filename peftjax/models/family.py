@@ -51,6 +51,7 @@ class Checkpoint:
             the tensors' names.
         refused: tensors of a head that the model here cannot have, and why.
         stem: how the names of its weight files begin, one of `files.STEMS`.
+        copies: tensors that repeat another, by name; it may stand in for the other.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Checkpoint:
     other_head: Callable[[Json, Collection[str]], Head] = lambda config, names: None
     refused: Mapping[str, str] = field(default_factory=dict)
     stem: str = STEMS[0]
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

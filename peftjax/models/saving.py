@@ -28,6 +28,7 @@ COMPANIONS = (
     "merges.txt",
     "preprocessor_config.json",
     "special_tokens_map.json",
+    "spiece.model",
     "spm.model",
     "tokenizer.json",
     "tokenizer.model",
