@@ -135,6 +135,7 @@ class Family:
         last: the path of the module that returns the last hidden state; None: none that
             is outside of loops.
         resize: model and parameters for another image size.
+        seq2seq: its language model continues a target, beside the source that it reads.
     """
 
     module: type[nn.Module]
@@ -151,6 +152,7 @@ class Family:
     tied: Callable[[Any], str | None] = lambda model: None
     last: str | None = None
     resize: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+    seq2seq: bool = False
 
     @property
     def torch_layouts(self) -> list[Layout]:

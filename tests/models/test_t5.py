@@ -14,6 +14,7 @@ import peftjax as pj
 from peftjax.models import T5, CheckpointError, T5Config, generate, load, save
 from peftjax.models.t5.relative import buckets
 from peftjax.presets import rules
+from peftjax.testing import Case, invariants
 from tests.helpers.model_cases import (
     MODELS,
     close,
@@ -260,6 +261,40 @@ def test_adapted_and_merged_models_write_the_same():
     base = generate(model, variables, source, steps=8)
     np.testing.assert_array_equal(adapted, merged)
     assert (np.asarray(adapted) != np.asarray(base)).any()
+
+
+@dataclasses.dataclass(frozen=True)
+class OnT5(Case):
+    """A method on a T5, at the places of its presets."""
+
+    def patterns(self, mergeable):
+        return [*rules("t5", self.method)]
+
+
+@pytest.mark.parametrize(
+    "method", [pj.LoRA(rank=2, alpha=3.0, dropout=0.3), pj.HRA(rank=2)], ids=repr
+)
+def test_methods_keep_their_invariants_on_a_t5(method):
+    model, variables, io = reference(MODELS / "t5", scan_layers=True)
+    case = OnT5(method, jnp.float32, model.apply, variables, (*arrays(io),))
+    every = ("counts", "starts", "merged", "gradients", "deterministic", "saved")
+    for name in every:
+        getattr(invariants, name)(case)
+
+
+def test_lora_goes_where_the_torch_library_puts_it():
+    model = T5(SMALL)
+    ids = jax.ShapeDtypeStruct((1, 3), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), ids)
+    chosen = rules("t5", pj.LoRA(rank=2, alpha=3.0))
+    peft = pj.adapt(model.apply, variables, ids, rules=chosen, strict=True)
+    places = (
+        "encoder/layers_0/self",
+        "decoder/layers_0/self",
+        "decoder/layers_0/cross",
+    )
+    expected = {f"{place}_attn/{part}/kernel" for place in places for part in "qv"}
+    assert {site.path for site in peft.sites} == expected
 
 
 def test_a_t5_has_no_other_activation_than_its_own():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from peftjax.models.config_json import Json
 from peftjax.models.family import (
@@ -59,11 +58,6 @@ def _tied(model: T5) -> str | None:
     return "shared/embedding" if tied else None
 
 
-def _write(model: T5, channels: int) -> dict[str, Any]:
-    task = "ForConditionalGeneration" if model.head == "lm" else "Model"
-    return {**write_t5(model.config), "architectures": [f"T5{task}"]}
-
-
 T5_FAMILY = Family(
     T5,
     called=("t5",),
@@ -88,7 +82,7 @@ T5_FAMILY = Family(
     ),
     names={"hf": names},
     examples=text_example,
-    write_config=_write,
+    write_config=lambda model, channels: write_t5(model.config),
     placements=Placements(
         {
             "query": "(self|cross)_attn/q",
@@ -107,4 +101,5 @@ T5_FAMILY = Family(
     tokenizer="tokenizer.json",
     depth=lambda model: model.config.num_layers + model.config.num_decoder_layers,
     tied=_tied,
+    seq2seq=True,
 )
