@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import peftjax as pj
-from peftjax.models import T5, CheckpointError, T5Config, generate, load, save
+from peftjax.models import T5, CheckpointError, T5Config, generate, lm_loss, load, save
 from peftjax.models.t5.relative import buckets
 from peftjax.presets import rules
 from peftjax.testing import Case, invariants
@@ -84,6 +84,16 @@ def test_greedy_tokens_are_those_of_the_original(name):
     steps = io["greedy"].shape[1]
     tokens = generate(model, variables, rolled[0], mask=rolled[1], steps=steps)
     np.testing.assert_array_equal(tokens[:, -steps:], io["greedy"])
+
+
+def test_the_loss_of_labels_is_that_of_the_original():
+    model, variables, io = reference(MODELS / "t5", scan_layers=True)
+    source, source_mask, *_ = arrays(io)
+    target = np.pad(io["labels"], ((0, 0), (1, 0)))  # behind the token that starts it
+    assert (target == -100).any()
+    ids = np.where(target == -100, 0, target)
+    logits = jax.jit(model.apply)(variables, source, source_mask, ids)
+    close(lm_loss(logits, jnp.asarray(target)), io["loss"])
 
 
 def test_buckets_are_those_of_the_original():
