@@ -14,7 +14,7 @@ from experiments.arguments import known
 from experiments.tasks import llm_data
 from peftjax.data.errors import DataError
 from peftjax.evaluation import Question, answer, bbh, gsm8k, mmlu, score_choices
-from peftjax.models import family_of
+from peftjax.models.families import is_seq2seq
 
 METRICS = {"gsm8k": "exact_match", "mmlu": "accuracy", "bbh": "average"}
 NOTES = {
@@ -68,7 +68,7 @@ class Examiner:
 
     def __init__(self, config, model, params, apply, own, watch):
         self.config, self.exam, self.own = config, config.exam, own
-        self.seq2seq = family_of(model).seq2seq
+        self.seq2seq = is_seq2seq(model)
         shared = {"batch": config.exam.batch, "apply": apply}
         model = model, params, own.tokenizer
         self.scores = functools.partial(score_choices, *model, **shared)

@@ -49,6 +49,16 @@ def family_of(model: Any) -> Family:
     )
 
 
+def is_seq2seq(model: Any) -> bool:
+    """Return whether a model, of a family or not, is known to read a source.
+
+    >>> from peftjax.models import T5, T5Config, ViT
+    >>> is_seq2seq(T5(T5Config())), is_seq2seq(ViT())
+    (True, False)
+    """
+    return any(type(model) is own.module and own.seq2seq for own in FAMILIES)
+
+
 def recognise(config: Json, tensors: Mapping[str, Tensor]) -> tuple[Family, Checkpoint]:
     """Return the family that `config.json` names, or to which the tensors belong.
 
