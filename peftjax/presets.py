@@ -1,6 +1,6 @@
 """Placements: the layers that each paper adapts, as rules for `adapt`.
 
-| method | ViT, CLIP | BERT, RoBERTa, DeBERTa | Llama |
+| method | ViT, CLIP | BERT, RoBERTa, DeBERTa | Llama, T5 |
 |---|---|---|---|
 | LoRA, DoRA, LoRAFA, Composition, XLoRA | q, v | q, v | q, v |
 | Hydra | attention output, second MLP layer | second MLP layer | second MLP layer* |
@@ -28,8 +28,11 @@
 
 A star marks a placement of ours where the paper or its code has none. A ViT whose q, k,
 v share one matrix is adapted there in all three, as in timm-based code; its LoRA is
-then not that of papers that adapt q and v alone. DeBERTa and CLIP have no places of
+then not that of papers that adapt q and v alone. DeBERTa, CLIP and T5 have no places of
 prompts. SSF is not put after LayerNorm here.
+A T5 is adapted in both stacks, and in the decoder in both attentions. The torch library
+has its q and v for most methods, as here for LoRA, HRA, OFT and GLoRA, and for IA3 the
+same as here; for AdaLoRA every linear of T5 v1.0, but not the first two of a gated MLP.
 Of a CLIP the image tower is adapted, by Hydra in the second MLP layer alone.
 
 In a U-Net HRA adapts queries, keys, values and outputs of every attention, to itself

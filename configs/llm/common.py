@@ -24,9 +24,11 @@ LLAMA2_7B = {
 BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024)
 
 
-def rules(method: Any, parts: Any = ("query", "value")) -> tuple[Any, ...]:
+def rules(
+    method: Any, parts: Any = ("query", "value"), family: str = "llama"
+) -> tuple[Any, ...]:
     """Return the rules of a method on some parts of every layer."""
-    return tuple(presets.rules("llama", method, parts=parts).items())
+    return tuple(presets.rules(family, method, parts=parts).items())
 
 
 def llm(
@@ -35,7 +37,8 @@ def llm(
     """Return the configuration of one run over the defaults of language models.
 
     Args:
-        model: of the module: `settings` of its `LlamaConfig`, `dtype`, `remat`.
+        model: of the module: `settings` of its `LlamaConfig`, or with
+            `model_type="t5"` of its `T5Config`, `dtype`, `remat`.
         data: `files` of each split below `paths.data`, `template`, `max_length`, ...
         **settings: all others.
     """

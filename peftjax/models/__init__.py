@@ -26,6 +26,7 @@ from peftjax.models.loading import load
 from peftjax.models.prefix import Prefix
 from peftjax.models.rope import Rope
 from peftjax.models.saving import save
+from peftjax.models.t5 import T5, T5Config, TargetCache
 from peftjax.models.unet import (
     ControlledUNet,
     SignalEncoder,
@@ -61,6 +62,9 @@ __all__ = [
     "Prefix",
     "Rope",
     "SignalEncoder",
+    "T5",
+    "T5Config",
+    "TargetCache",
     "UNet2DConditionModel",
     "UNetConfig",
     "VaeConfig",

@@ -18,12 +18,13 @@ from peftjax.models.dinov2.family import DINOV2
 from peftjax.models.family import Checkpoint, Family, Head
 from peftjax.models.files import CheckpointError, Tensor
 from peftjax.models.llama.family import LLAMA
+from peftjax.models.t5.family import T5_FAMILY
 from peftjax.models.unet.family import UNET
 from peftjax.models.vae.family import VAE
 from peftjax.models.vit.family import VIT
 
 FAMILIES: tuple[Family, ...] = (
-    *(BERT, DEBERTA, CLIP, CLIP_TEXT, LLAMA, VIT, DINOV2),
+    *(BERT, DEBERTA, CLIP, CLIP_TEXT, LLAMA, T5_FAMILY, VIT, DINOV2),
     *(UNET, VAE),
 )
 
@@ -46,6 +47,16 @@ def family_of(model: Any) -> Family:
         f"{type(model).__name__} has no equal there; expected one of {known}. Put the "
         "tower of a ClipClassifier back into its Clip's variables"
     )
+
+
+def is_seq2seq(model: Any) -> bool:
+    """Return whether a model, of a family or not, is known to read a source.
+
+    >>> from peftjax.models import T5, T5Config, ViT
+    >>> is_seq2seq(T5(T5Config())), is_seq2seq(ViT())
+    (True, False)
+    """
+    return any(type(model) is own.module and own.seq2seq for own in FAMILIES)
 
 
 def recognise(config: Json, tensors: Mapping[str, Tensor]) -> tuple[Family, Checkpoint]:

@@ -51,6 +51,7 @@ class Checkpoint:
             the tensors' names.
         refused: tensors of a head that the model here cannot have, and why.
         stem: how the names of its weight files begin, one of `files.STEMS`.
+        copies: tensors that repeat another, by name; it may stand in for the other.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Checkpoint:
     other_head: Callable[[Json, Collection[str]], Head] = lambda config, names: None
     refused: Mapping[str, str] = field(default_factory=dict)
     stem: str = STEMS[0]
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Family:
         last: the path of the module that returns the last hidden state; None: none that
             is outside of loops.
         resize: model and parameters for another image size.
+        seq2seq: its language model continues a target, beside the source that it reads.
     """
 
     module: type[nn.Module]
@@ -149,6 +152,7 @@ class Family:
     tied: Callable[[Any], str | None] = lambda model: None
     last: str | None = None
     resize: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+    seq2seq: bool = False
 
     @property
     def torch_layouts(self) -> list[Layout]:

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class LanguageModel(Protocol):
-    """What `generate` asks of a model, such as `Llama`."""
+    """What `generate` asks of a model, such as `Llama` or `T5`."""
 
     @property
     def head(self) -> Any:
@@ -38,6 +38,8 @@ def generate(
     apply: Callable[..., Any] | None = None,
 ) -> jax.Array:
     """Continue each prompt by `steps` tokens: the likeliest, or drawn with a key.
+
+    Where the model has an encoder, the prompt is the source, and the target follows.
 
     Args:
         model: a language model with `head="lm"`.

@@ -71,7 +71,8 @@ def load(
         revision: a branch, a tag or a commit of a repository.
         inside: a folder or a weight file of a repository.
         head: None: the head that the file has, if any; `"none"`: no head; a number of
-            classes or `"regression"`: a new head, drawn from `key`; `"lm"`: Llama's.
+            classes or `"regression"`: a new head, drawn from `key`; `"lm"`: that of a
+            language model.
         dtype: of weights and computation; the file's own if absent.
         mesh: a mesh of `peftjax.parallel.mesh.make_mesh`, on which every parameter goes
             straight into its shards; a process reads the parts of its own devices.
@@ -94,6 +95,7 @@ def load(
     tensors = {_modern(name): t for name, t in found.items()}
     with _naming(weights):
         family, kind = recognise({} if weights.suffix == ".npz" else config, tensors)
+        tensors = _without_copies(tensors, kind)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         model = kind.build(config, shapes)
         chosen = file_head(family, kind, config, tensors) if head is None else head
@@ -127,6 +129,26 @@ def _modern(name: str) -> str:
         return old[1] + _OLD_ATTENTION.get(old[2], old[2]) + old[3]
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+
+
+def _without_copies(
+    tensors: Mapping[str, Tensor], kind: Checkpoint
+) -> dict[str, Tensor]:
+    """Return the tensors without those that repeat another.
+
+    Raises:
+        CheckpointError: one differs from what it should repeat.
+    """
+    found = dict(tensors)
+    for name in kind.copies.keys() & tensors.keys():
+        copy, of = found.pop(name), kind.copies[name]
+        other = found.setdefault(of, copy)
+        if other is not copy and not np.array_equal(other.read(), copy.read()):
+            raise CheckpointError(
+                f"tensor {name}: expected the numbers of {of}, of which it is a copy, "
+                "found others; the model here has one table for both"
+            )
+    return found
 
 
 @contextmanager

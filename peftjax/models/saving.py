@@ -28,6 +28,7 @@ COMPANIONS = (
     "merges.txt",
     "preprocessor_config.json",
     "special_tokens_map.json",
+    "spiece.model",
     "spm.model",
     "tokenizer.json",
     "tokenizer.model",
@@ -138,7 +139,8 @@ def _config(
     family: Family, model: Model, params: Mapping[str, Any], channels: int
 ) -> dict[str, Any]:
     head = family.head(model)
-    task = {None: "Model", "lm": "ForCausalLM"}.get(head, family.heads.task)
+    lm = "ForConditionalGeneration" if family.seq2seq else "ForCausalLM"
+    task = {None: "Model", "lm": lm}.get(head, family.heads.task)
     config = family.write_config(model, channels)
     if "_class_name" in config:  # diffusers' files name no architecture
         return config

@@ -8,10 +8,10 @@ pytest.importorskip("tokenizers", reason="needs peftjax[text]")
 
 import peftjax as pj
 from peftjax.data.chat import Part, encode
-from peftjax.evaluation import Question, score_choices, token_loss
+from peftjax.evaluation import Question, harness_model, score_choices, token_loss
 from peftjax.models import load
 from tests.helpers.llm_case import references, tokenizer
-from tests.helpers.model_cases import MODELS
+from tests.helpers.model_cases import MODELS, close
 
 BUCKETS = (16, 64)
 
@@ -87,3 +87,26 @@ def test_the_loss_of_tokens_is_that_of_choices(llama):
     assert found.tokens == scores.tokens.sum()
     assert found.loss == pytest.approx(-scores.sums.sum() / found.tokens, abs=1e-4)
     assert found.perplexity == pytest.approx(np.exp(found.loss))
+
+
+def test_a_t5_reads_the_text_and_writes_the_choice():
+    model, variables = load(MODELS / "flan_t5", scan_layers=True)
+    tokens = tokenizer()
+    asked = [
+        Question("the cat sat", (" on a mat.", " at", "s there")),
+        Question("a", ("b", "cd")),
+    ]
+    scores = score_choices(model, variables, tokens, asked, buckets=BUCKETS)
+    run = jax.jit(model.apply)
+    for row, question in enumerate(asked):
+        source = np.array([tokens.encode(question.text).ids])
+        for column, choice in enumerate(question.choices):
+            end = tokens.encode(choice).ids
+            logits = run(variables, source, None, np.array([[0, *end[:-1]]]))
+            expected = np.take_along_axis(
+                np.asarray(jax.nn.log_softmax(logits[0])), np.array(end)[:, None], 1
+            )
+            close(scores.sums[row, column], expected.sum())
+            assert scores.tokens[row, column] == len(end)
+    with pytest.raises(ValueError, match="a T5 reads a source apart"):
+        harness_model(model, variables, tokens, eos=2)

@@ -20,6 +20,8 @@ BASES = {
     "gemma3": (MODELS / "gemma3", MODELS / "gemma3" / "io.npz"),
     "qwen2": (MODELS / "qwen2", MODELS / "qwen2" / "io.npz"),
     "roberta": (MODELS / "roberta", MODELS / "roberta" / "io.npz"),
+    "t5": (MODELS / "t5", MODELS / "t5" / "io.npz"),
+    "flan_t5": (MODELS / "flan_t5", MODELS / "flan_t5" / "io.npz"),
     "vit": (MODELS / "vit", MODELS / "vit" / "io.npz"),
     "dinov2": (MODELS / "dinov2", MODELS / "dinov2" / "io.npz"),
 }
@@ -58,6 +60,7 @@ def inputs(folder: Path):
         if "pixel_values" in io:
             return {"images": io["pixel_values"].transpose(0, 2, 3, 1)}
         names = ("input_ids", "attention_mask", "token_type_ids")
+        names += ("decoder_input_ids", "decoder_attention_mask")
         return {key: io[key] for key in names if key in io}
 
 

@@ -73,10 +73,11 @@ def test_a_record_fits_the_parameters_of_its_models(name):
     paths = jax.eval_shape(lambda key: initial(model, key, 3), key).keys()
     assert paths <= family.sources(model).keys()
     places = family.placements
-    for part in places.parts.values():
-        pattern = rf"{places.stack}_\d+/({part})/kernel"
+    for part, inner in places.parts.items():
+        pattern = rf"{places.stack}_\d+/({inner})/kernel"
         layers = [path for path in paths if re.fullmatch(pattern, path)]
-        assert layers, part
+        ungated = part == "gate" and not getattr(model.config, "gated", True)
+        assert bool(layers) != ungated, part
     assert places.patches is None or f"{places.patches}/kernel" in paths
 
 

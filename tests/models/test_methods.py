@@ -32,7 +32,8 @@ SECOND = {
 }
 IDS = jnp.array([[3, 14, 15, 9, 2, 6], [5, 35, 8, 9, 7, 9]])
 IMAGES = jax.random.normal(jax.random.key(3), (2, 16, 16, 3))
-INPUTS = {"bert": IDS, "roberta": IDS, "llama3": IDS, "vit": IMAGES}
+INPUTS = {"bert": IDS, "roberta": IDS, "llama3": IDS, "flan_t5": IDS, "vit": IMAGES}
+LANGUAGE_MODELS = {"llama3": "llama", "flan_t5": "t5"}  # and what presets call them
 
 
 def perturbed(adapters):
@@ -53,13 +54,13 @@ def test_scanned_and_unrolled_layers_give_the_same(name, methods):
     x, results, base = INPUTS[name], [], None
     chosen = {}
     for part, method in methods.items():
-        family = "llama" if name == "llama3" else name
+        family = LANGUAGE_MODELS.get(name, name)
         chosen |= rules(family, method, parts=(part,), head=False)
     for scan in (False, True):
         options = {"fused_qkv": False} if name == "vit" else {}
         model, variables = load(
             MODELS / name,
-            head=None if name == "llama3" else 3,
+            head=None if name in LANGUAGE_MODELS else 3,
             scan_layers=scan,
             **options,
         )

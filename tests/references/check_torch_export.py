@@ -28,6 +28,7 @@ BASES = {
     ),
     "vit": ("models/vit", "models/vit/io.npz"),
     "dinov2": ("models/dinov2", "models/dinov2/io.npz"),
+    "flan_t5": ("models/flan_t5", "models/flan_t5/io.npz"),
 }
 STEPS = 8
 
@@ -86,6 +87,8 @@ def adapters():
         "vit/hra": vit(pj.HRA(rank=4)),
         "dinov2/lora": {**vit(lora), "head/.*": pj.Full()},
         "dinov2/hra": vit(pj.HRA(rank=4)),
+        "flan_t5/lora": pj.presets.rules("t5", lora),
+        "flan_t5/hra": pj.presets.rules("t5", pj.HRA(rank=4)),
     }
 
 
@@ -93,6 +96,7 @@ def inputs(root, name):
     """Return the inputs of a base model."""
     with np.load(root / BASES[name][1]) as io:
         names = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+        names += ("decoder_input_ids", "decoder_attention_mask")
         return {key: io[key] for key in names if key in io}
 
 
@@ -160,6 +164,7 @@ def check(root, *chosen):
         "llama": transformers.LlamaForCausalLM,
         "vit": transformers.ViTForImageClassification,
         "dinov2": transformers.Dinov2ForImageClassification,
+        "flan_t5": transformers.T5ForConditionalGeneration,
     }
     for folder in sorted((root / "torch_export").glob("*/*")):
         base = folder.parent.name

@@ -30,10 +30,14 @@ MODELS = {
     "bare": ("models/bert", "models/bert/io"),
     "gemma3": ("models/gemma3", "models/gemma3/io"),
     "qwen2": ("models/qwen2", "models/qwen2/io"),
+    "t5": ("models/t5", "models/t5/io"),
+    "flan_t5": ("models/flan_t5", "models/flan_t5/io"),
 }
 BERT = ["query", "value", "intermediate.dense"]
 LLAMA = ["q_proj", "v_proj", "down_proj"]
 VIT = ["q_proj", "projection"]
+# The library's own choice of modules, q and v.
+T5 = {"task_type": "SEQ_2_SEQ_LM"}
 HEAD = {"task_type": "SEQ_CLS"}
 LORA = {"r": 4, "lora_alpha": 8}
 PATTERNS = {
@@ -140,6 +144,13 @@ ADAPTERS = {
     "gemma3/trainable_tokens": peft.TrainableTokensConfig(
         target_modules=["embed_tokens"], token_indices=[3, 17], task_type="CAUSAL_LM"
     ),
+    "t5/lora": peft.LoraConfig(**LORA, **T5),
+    "t5/hra": peft.HRAConfig(r=4, **T5),
+    "flan_t5/lora": peft.LoraConfig(**LORA, **T5),
+    "flan_t5/lora_head": peft.LoraConfig(
+        **LORA, **T5, target_modules=["k", "wi_1", "wo"], modules_to_save=["lm_head"]
+    ),
+    "flan_t5/ia3": peft.IA3Config(**T5),
 }
 
 
@@ -150,6 +161,7 @@ def base(name):
     model = getattr(tf, config.architectures[0]).from_pretrained(where)
     recorded = np.load(io.with_suffix(".npz"))
     names = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+    names += ("decoder_input_ids", "decoder_attention_mask")
     given = {n: torch.from_numpy(recorded[n]) for n in names if n in recorded}
     return model.eval(), given
 

@@ -32,13 +32,15 @@ def check_heads(model: Model, config: Config, names: Iterable[str]) -> None:
     heads = {name.split(".")[0] for name in names}.intersection(_MODULES)
     task = config["task_type"] if isinstance(config["task_type"], str) else None
     task = "QUESTION_ANS" if "qa_outputs" in heads else task
-    if heads and task in _TASKS:
+    family = family_of(model)
+    own = family.seq2seq and task == "SEQ_2_SEQ_LM"
+    if heads and task in _TASKS and not own:
         raise AdapterFileError(
             f"{', '.join(sorted(heads))}: a head {_TASKS[task]} (task_type {task}), "
             "which has no equal here: models here have heads for whole sequences or "
             "images, or for the next token"
         )
-    tied = family_of(model).tied(model)
+    tied = family.tied(model)
     if tied is not None and "lm_head" in heads:
         raise AdapterFileError(
             f"lm_head is trained apart, but in this model the output layer is {tied} "

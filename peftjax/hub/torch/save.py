@@ -242,7 +242,7 @@ def _task(model: Model, saved: list[str] | None) -> str | None:
     """Return the task type by which the library wraps the model."""
     family = family_of(model)
     if family.head(model) == "lm":
-        return "CAUSAL_LM"
+        return "SEQ_2_SEQ_LM" if family.seq2seq else "CAUSAL_LM"
     trained = {"classifier", "score"} & {*(saved or ())}
     return "SEQ_CLS" if family.tokenizer and trained else None
 

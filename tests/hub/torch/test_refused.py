@@ -259,6 +259,11 @@ def test_a_head_for_answers_gets_the_true_reason(copy):
     refused(copy, "qa_outputs: a head for answers that lie in a text")
 
 
+def test_a_decoder_s_head_is_only_for_a_model_with_a_decoder(copy):
+    edit(copy, task_type="SEQ_2_SEQ_LM")
+    refused(copy, "classifier: a head of a decoder beside an encoder")
+
+
 def test_an_adapter_for_a_tied_head_gets_the_true_reason(tmp_path):
     source = PEFT / "tiny_llama" / "lora"
     folder = shutil.copytree(source, tmp_path / "copy")
