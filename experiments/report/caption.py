@@ -22,8 +22,8 @@ COSTS = {
         "model's forward and input gradient, timed in turn."
     ),
     "merge_difference": (
-        "|adapted - merged|: largest difference of a logit; none where gates depend on "
-        "the token, so that no merged weight exists."
+        "|adapted - merged|: largest difference of a logit; none where nothing merges: "
+        "gates that depend on the token, edits of what a module returns."
     ),
 }
 
