@@ -1,7 +1,7 @@
 """Methods of equal size on MRPC: about LoRA's parameters at rank 4, on MiniLM-L6.
 
 `python -m experiments.paired --config configs/glue/equal_size.py \
-  --methods lora,dora,hra --choosing 1 --seeds 3 --out results/equal_size_mrpc`
+  --methods lora,dora,hra --choosing 1 --seeds 2 --out results/equal_size_mrpc`
 
 The parameters outside pooler and classifier are within 5 % of LoRA's 165,888, which a
 test counts. All adapt every linear layer of the encoder, but Hydra and the bottlenecks,
@@ -14,16 +14,15 @@ from ml_collections import ConfigDict
 
 import peftjax as pj
 from configs import defaults
+from configs.equal_size import GROUPS
 from configs.glue import minilm
 from experiments.arguments import known
 
 LINEAR = r"layers_\d+/(attention/(query|key|value|output)|intermediate|output)/kernel"
 INNER = r"layers_\d+/(intermediate|output)/kernel"
 UP, DOWN = r"layers_\d+/intermediate/kernel", r"layers_\d+/output/kernel"
-ONE = r"layers_\d+/attention/(query|value)/kernel"
+QV = r"layers_\d+/attention/(query|value)/kernel"
 GRID = (5e-4, 1.5e-3, 5e-3, 1.5e-2)
-# LoRA+ (arXiv 2402.12354): B learns 16 times as fast as A, here about the same mean.
-GROUPS = {"lora_plus": ((r".*/a", 0.25), (r".*/b", 4.0))}
 START = 1.5e-3  # of one run alone; `experiments.paired` chooses
 
 METHODS = {
@@ -37,7 +36,7 @@ METHODS = {
         (DOWN, pj.HydraLoRA(rank=2, alpha=4.0)),
         (LINEAR, pj.HydraLoRA(rank=1, alpha=2.0)),
     ),
-    "glora": ((ONE, pj.GLoRA(rank=2)), (LINEAR, pj.GLoRA(rank=1))),
+    "glora": ((QV, pj.GLoRA(rank=2)), (LINEAR, pj.GLoRA(rank=1))),
     "hra": ((LINEAR, pj.HRA(rank=8)),),
     "oft": ((UP, pj.OFT(block=24)), (LINEAR, pj.OFT(block=16))),
     "pissa": ((LINEAR, pj.PiSSA(rank=4, alpha=8.0)),),

@@ -161,7 +161,8 @@ class Stack(_Part):
             x: `[batch, tokens, d_model]`.
             token: `[batch, keys]`, boolean: of x, or of all that is in the cache.
             slot: the position of the first of x among the keys.
-            given: `seen` and `mask` of the source, and the caches `own` and `source`.
+            given: `seen` and `mask` of the source, and the caches, `own` of the target
+                and `kept` of the source.
         """
         config = self.config
         count = config.relative_attention_num_buckets
