@@ -23,7 +23,7 @@ from peftjax import storage
 from peftjax.parallel.distributed import led
 
 LOOKED, WRONG, MEASURED = 256, 8, 32  # test images; of them shown; of them measured
-LAYER = re.compile(r"(?:.*/)?(?:blocks|layers)_(\d+)/__call__")
+LAYER = re.compile(r"(?:.*/)?(?:blocks|layers)(?:_(\d+))?/__call__")
 
 
 def leave(one: Run, folder: RunFolder, found: Kept) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def mistakes(
 def token_lengths(
     outputs: Callable[..., Any], apply: Callable[..., Any], batch: Mapping[str, Any]
 ) -> list[float]:
-    """Return the mean length of a token after each layer; none of scanned layers.
+    """Return the mean length of a token after each layer; none of a model without.
 
     Args:
         outputs: of a batch, as `make_eval` takes it.
@@ -91,8 +91,15 @@ def token_lengths(
             return found
 
         outputs(call, batch)
-        layers = {int(m[1]): x for k, x in seen.items() if (m := LAYER.fullmatch(k))}
-        first = (jax.tree.leaves(layers[number])[0] for number in sorted(layers))
-        return [jnp.linalg.norm(x.astype(jnp.float32), axis=-1).mean() for x in first]
+        layers: dict[int, jax.Array] = {}
+        for name, found in seen.items():
+            if match := LAYER.fullmatch(name):
+                x = jax.tree.leaves(found)[0]
+                stacked = match[1] is None  # scanned layers
+                layers[int(match[1] or 0)] = x if stacked else x[None]
+        tokens = [layers[number].astype(jnp.float32) for number in sorted(layers)]
+        return [
+            jnp.linalg.norm(x, axis=-1).mean((*range(1, x.ndim - 1),)) for x in tokens
+        ]
 
-    return [float(length) for length in jax.jit(run)(batch)]
+    return [float(length) for part in jax.jit(run)(batch) for length in part]

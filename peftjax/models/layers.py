@@ -46,7 +46,7 @@ def apply_layers(
         return x
     scanned = nn.scan(
         layer,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast,) * len(shared)),  # pyright: ignore
         length=depth,

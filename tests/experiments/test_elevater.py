@@ -242,6 +242,11 @@ def test_what_cannot_be_used_is_told(small, data, tmp_path):
     config.paths.data = str(tmp_path)
     with pytest.raises(UnreadableData, match="'Positive' is none of 10 known classes"):
         Run(config)
+    with np.load(data / "rendered-sst2.npz") as file:
+        two = {**file, "class_names": np.array(["0", "1"])}
+        np.savez(tmp_path / "mnist.npz", **two)
+    with pytest.raises(UnreadableData, match="10 classes, found 2; '2' has no images"):
+        Run(config)
     assert tasks.family(config).count(small("food101")) is None
     other = small()
     other.model.vision.hidden_size = 8

@@ -13,6 +13,7 @@ from experiments.report import gallery, tokens
 from experiments.report.rows import table
 from experiments.report.runs import read
 from peftjax.models import vit
+from peftjax.models.layers import stack_layers
 from tests.helpers.report_case import fill, result
 
 MODEL = vit("Ti/4", image_size=8, width=16, depth=3, num_heads=2, num_classes=3)
@@ -45,6 +46,10 @@ def test_lengths_are_those_of_tokens_after_each_layer():
     after = lengths(peft.apply, variables, moved)
     assert len(after) == 3 and after[0] == pytest.approx(before[0], rel=1e-4)
     assert abs(after[1] - before[1]) > 0.1
+
+    scanned = MODEL.clone(scan_layers=True)
+    stacked = stack_layers(variables, "blocks")
+    np.testing.assert_allclose(lengths(scanned.apply, stacked), before, rtol=1e-5)
 
     class Flat(nn.Module):
         @nn.compact
