@@ -1,11 +1,11 @@
-"""Which arrays a site has: fresh ones, those of given adapters, what is asked of them.
+"""Which arrays a site has: those of given adapters, and what is asked of them.
 
 Arrays that all sites share lie under the path `""`; nobody else needs to know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,81 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core import paths
-from peftjax.core.axes import arrange, wide
 from peftjax.core.coded import decoded
 from peftjax.core.gates import constant_gates
 from peftjax.core.site import Adapters, Given, Leaves, Site
-
-
-def by_form(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function `(site, *arrays)` once for all sites of one form.
-
-    Inside a user's own `jit` it is a part of that program. A method that cannot be
-    hashed runs without a compiled program.
-    """
-    program = jax.jit(function, static_argnums=0)
-
-    def call(site: Site, *arguments: Any) -> Any:
-        try:
-            hash(site.method)
-        except TypeError:
-            return function(site, *arguments)
-        # a form has no path: whoever calls this names the site in errors
-        return program(site.form, *arguments)
-
-    return call
-
-
-def fresh(sites: Sequence[Site], leaves: Sequence[Any], key: jax.Array) -> Adapters:
-    """Return fresh adapters; see `Peft.init`."""
-    adapters: Adapters = {}
-    for site in sites:
-        kernel = leaves[site.index] if site.method.needs_kernel else None
-        if isinstance(kernel, jax.ShapeDtypeStruct):
-            raise ValueError(
-                f"{site.path}: {type(site.method).__name__} starts from the weight "
-                "itself, but adapt was given only its shape; pass init(key, variables)"
-            )
-        p = _fresh(site, key, site.index, kernel)
-        for name in site.method.shared:
-            adapters.setdefault("", {}).setdefault(name, p.pop(name))
-        adapters[site.path] = p
-    return adapters
-
-
-@by_form
-def _fresh(site: Site, key: jax.Array, index: int, kernel: Any) -> dict[str, jax.Array]:
-    """Return fresh arrays of one site, stacked layers included, float32."""
-    kernel = decoded(kernel)
-    if site.method.replaces:
-        # a copy, lest donating the adapters takes the model's own buffers
-        return {"value": jnp.array(kernel, wide(kernel.dtype), copy=True)}
-
-    def layer(key: jax.Array, kernel: jax.Array | None = None) -> dict[str, jax.Array]:
-        return site.method.init(key, site.layer(kernel))
-
-    # by index of the leaf, so that a start does not depend on the other rules
-    key = jax.random.fold_in(key, index)
-    arguments = [jax.random.split(key, site.stack) if site.stack else key]
-    if kernel is not None:
-        kernel = kernel.astype(wide(kernel.dtype))
-        arguments.append(arrange(kernel, site.stored, site.groups))
-    p = dict(site.stacked(layer)(*arguments))
-    for name in site.method.shared:
-        # every layer made its own; the first one's serves all
-        p[name] = p[name][(0,) * len(site.stack)]
-    return p
-
-
-def abstract(site: Site) -> tuple[dict[str, Any], jax.ShapeDtypeStruct]:
-    """Return the shapes of the adapter arrays and of the kernel of one layer."""
-
-    def init(key: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
-        return site.method.init(key, site.layer(kernel))
-
-    kernel = jax.ShapeDtypeStruct((site.d_in, site.d_out), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(init, key, kernel), kernel
 
 
 def of_site(

@@ -14,7 +14,7 @@ from peftjax.core.affine import NotMergeable, merge_layer
 from peftjax.core.axes import arrange, restore, whole
 from peftjax.core.coded import decoded
 from peftjax.core.method import Method
-from peftjax.core.site import Adapters, Given, Site
+from peftjax.core.site import Adapters, Given, Site, by_form
 from peftjax.core.uses import Weight
 
 
@@ -80,12 +80,12 @@ def merge_site(
     return found
 
 
-@arrays.by_form
+@by_form
 def _merged(site: Site, stored: Sequence[Any], given: Given) -> list[Any]:
     return _changed(site, stored, given, lambda old, new: new.astype(old.dtype))
 
 
-@arrays.by_form
+@by_form
 def _deltas(site: Site, stored: Sequence[Any], given: Given) -> list[Any]:
     return _changed(site, stored, given, lambda old, new: new - old.astype(new.dtype))
 

@@ -18,6 +18,7 @@ from peftjax.core.affine import NotMergeable
 from peftjax.core.bank import apply_rows
 from peftjax.core.coded import Coded
 from peftjax.core.formula import flattens
+from peftjax.core.fresh import fresh
 from peftjax.core.gates import mean_gates
 from peftjax.core.gather import Gatherer, Layout
 from peftjax.core.jaxpr import Call, live_inputs
@@ -33,7 +34,7 @@ from peftjax.core.outputs import (
 from peftjax.core.plan import plan
 from peftjax.core.routes import routed
 from peftjax.core.run import rehearse, run
-from peftjax.core.site import Adapters, Given, Leaves, Site
+from peftjax.core.site import Adapters, Given, Leaves, Site, by_form
 
 
 def adapt(
@@ -94,7 +95,7 @@ def adapt(
         outputs, without = plan_outputs(call, known, on_outputs)
 
         def places(key: jax.Array) -> dict[str, Given]:
-            return arrays.of_sites(outputs, arrays.fresh(outputs, avals, key))
+            return arrays.of_sites(outputs, fresh(outputs, avals, key))
 
         call = edited(call, outputs, jax.eval_shape(places, jax.random.key(0)), None)
     jaxpr, _ = call.trace(avals)
@@ -173,7 +174,7 @@ class Peft:
             ValueError: such a weight is needed and only its shape is known.
         """
         leaves = self._planned(self.base if variables is None else variables)
-        return arrays.fresh(self.sites, leaves, key)
+        return fresh(self.sites, leaves, key)
 
     def apply(
         self,
@@ -371,6 +372,6 @@ class Peft:
         return arrays.planned_leaves(self.leaves, self.structure, variables)
 
 
-@arrays.by_form
+@by_form
 def _penalty(site: Site, p: dict[str, jax.Array]) -> jax.Array:
     return jnp.sum(site.stacked(site.method.penalty)(p))

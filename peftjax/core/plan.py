@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from peftjax.core.affine import NotMergeable, merge_layer
-from peftjax.core.arrays import abstract
 from peftjax.core.axes import shape, whole
 from peftjax.core.cost import flops
+from peftjax.core.fresh import abstract
 from peftjax.core.jaxpr import opened
 from peftjax.core.lift import Rules
 from peftjax.core.method import Layer, Method

@@ -16,6 +16,7 @@ from peftjax.core import arrays, axes
 from peftjax.core.affine import JOINTLY
 from peftjax.core.axes import arrange, shape, whole
 from peftjax.core.coded import decoded
+from peftjax.core.fresh import fresh
 from peftjax.core.jaxpr import rebound
 from peftjax.core.lift import Rules
 from peftjax.core.merge import merge_leaves, merge_used
@@ -86,7 +87,7 @@ def rehearse(
     rounded: dict[str, str] = {}
 
     def execute(key: jax.Array, leaves: Any, dynamic: Any) -> Any:
-        adapters = arrays.fresh(sites, leaves, key)
+        adapters = fresh(sites, leaves, key)
         given = route(leaves, adapters)
         return run(closed, sites, leaves, dynamic, adapters, given, None, rounded)
 

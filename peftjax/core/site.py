@@ -127,6 +127,25 @@ class Site:
         return function
 
 
+def by_form(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function `(site, *arrays)` once for all sites of one form.
+
+    Inside a user's own `jit` it is a part of that program. A method that cannot be
+    hashed runs without a compiled program.
+    """
+    program = jax.jit(function, static_argnums=0)
+
+    def call(site: Site, *arguments: Any) -> Any:
+        try:
+            hash(site.method)
+        except TypeError:
+            return function(site, *arguments)
+        # a form has no path: whoever calls this names the site in errors
+        return program(site.form, *arguments)
+
+    return call
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("params", "gates", "is_base", "total"),
