@@ -8,7 +8,8 @@ cross-entropy, averaged over classes.
 
 `paths.data` holds each set under its name or under `data.set`: what `own_images` reads,
 with the classes' names as `experiments/published/elevater_classes.json` has them, or
-numbers; of VOC2007 what `peftjax.data.multi_label` reads.
+numbers; of VOC2007 what `peftjax.data.multi_label` reads: `voc2007classification` may
+be the unpacked folder `VOC2007` by another name, or a link to it.
 """
 
 from __future__ import annotations

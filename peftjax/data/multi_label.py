@@ -1,17 +1,21 @@
-"""Images of several classes each, as VOC2007 has them: an npz file of arrays.
+"""Images of several classes each: the folder of VOC2007, or an npz file of arrays.
 
-`train_images [N, H, W, 1 or 3]` uint8 and `train_labels [N, classes]` of 0 and 1, and
-the same of `test`; those of `val`, where they are there, belong to training.
+The folder is as `peftjax.data.voc` says. The file holds `train_images
+[N, H, W, 1 or 3]` uint8 and `train_labels [N, classes]` of 0 and 1, and the same of
+`test`; those of `val`, where they are there, belong to training.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from peftjax import storage
+from peftjax.data import voc
 from peftjax.data.class_folders import FolderError
 from peftjax.data.images import Encoded, Images, Split, png
 from peftjax.data.npz import Npz, open_npz
@@ -31,7 +35,7 @@ def load(
     """Return the splits train, validation and test of few shots.
 
     Args:
-        path: of the npz file.
+        path: of the folder or the file.
         size: height and width that images are brought to.
         classes: names, in the order of the columns of the labels.
         shots: of each class; see `few_shot`.
@@ -42,41 +46,71 @@ def load(
         Their labels are float32 `[N, classes]`, 0 or 1.
 
     Raises:
-        MissingData: there is no such file.
-        FolderError: it holds no such arrays, or too few images of a class.
+        MissingData: there is nothing.
+        FolderError: it holds no such lists or arrays, or too few images of a class.
         DataError: it is damaged.
     """
-    file = storage.local(path)
-    if not file.is_file():
-        raise MissingData(f"{path}: no such file; expected an npz file, {__doc__}")
+    place = storage.local(path)
+    if not place.exists():
+        raise MissingData(f"{path}: no such folder or file; expected {__doc__}")
+    opened = _of_folder if place.is_dir() else _of_npz
+    parts = opened(place, classes)
+    try:
+        train, held = few_shot(parts["train"].labels, classes, shots, draw)
+    except ValueError as error:
+        raise FolderError(f"{path}: {error}") from error
+    rows = {
+        "train": ("train", train),
+        "validation": ("train", held),
+        "test": ("test", np.arange(len(parts["test"].labels))),
+    }
+
+    def split(name: str, part: str, rows: np.ndarray) -> Split:
+        read = parts[part].read
+
+        def images(taken: Sequence[int]) -> list[Encoded]:
+            return read([int(rows[row]) for row in taken])
+
+        seen = Images(images, len(rows), size, view=VIEWS[view])
+        # 0 classes: the labels are numbers, of which a fingerprint tells the mean.
+        return Split(place.stem, name, seen, parts[part].labels[rows], 0)
+
+    return {name: split(name, *of) for name, of in rows.items()}
+
+
+class _Part(NamedTuple):
+    """Images by their rows, and labels float32 `[N, classes]`, 0 or 1."""
+
+    read: Callable[[Sequence[int]], list[Encoded]]
+    labels: np.ndarray
+
+
+def _of_folder(folder: Path, classes: Sequence[str]) -> dict[str, _Part]:
+    def part(files: Sequence[Path], labels: np.ndarray) -> _Part:
+        def read(rows: Sequence[int]) -> list[Encoded]:
+            return [(files[row].read_bytes(), str(files[row])) for row in rows]
+
+        return _Part(read, labels)
+
+    return {name: part(*one) for name, one in voc.listed(folder, classes).items()}
+
+
+def _of_npz(file: Path, classes: Sequence[str]) -> dict[str, _Part]:
     with open_npz(file) as opened:
         names = [
             name for name in ("train", "val") if f"{name}_images" in opened.headers
         ]
         pool = [_arrays(opened, name, len(classes)) for name in names or ["train"]]
         test = _arrays(opened, "test", len(classes))
-    pixels, labels = (np.concatenate(part) for part in zip(*pool))
-    try:
-        train, held = few_shot(labels, classes, shots, draw)
-    except ValueError as error:
-        raise FolderError(f"{path}: {error}") from error
-    parts = {
-        "train": (pixels[train], labels[train]),
-        "validation": (pixels[held], labels[held]),
-        "test": test,
-    }
 
-    def images(pixels: np.ndarray, part: str) -> Images:
+    def part(name: str, pixels: np.ndarray, labels: np.ndarray) -> _Part:
         def read(rows: Sequence[int]) -> list[Encoded]:
-            return [(png(pixels[row]), f"{path}, {part} {row}") for row in rows]
+            return [(png(pixels[row]), f"{file}, {name} {row}") for row in rows]
 
-        return Images(read, len(pixels), size, view=VIEWS[view])
+        return _Part(read, labels)
 
-    # 0 classes: the labels are numbers, of which a fingerprint tells the mean.
-    return {
-        part: Split(file.stem, part, images(x, part), y, 0)
-        for part, (x, y) in parts.items()
-    }
+    whole = (np.concatenate(arrays) for arrays in zip(*pool))
+    return {"train": part("train", *whole), "test": part("test", *test)}
 
 
 def few_shot(
