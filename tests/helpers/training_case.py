@@ -41,7 +41,7 @@ class Net(nn.Module):
 def case(rate=0.0):
     """Return peft and variables."""
     net, x = Net(rate), jnp.zeros((8, TOKENS, FEATURES))
-    variables = net.init(jax.random.key(0), x)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
     rules = {
         r"blocks_\d+/fc\d/kernel": pj.LoRA(rank=3, alpha=5.0, dropout=rate),
         r"head/.*": pj.Full(),
