@@ -66,7 +66,12 @@ def figures(function: Any, *args: Any) -> dict[str, float]:
 
 
 def measure(
-    platform: str, methods: Sequence[str], depth: int, batch: int, flatten: bool
+    platform: str,
+    methods: Sequence[str],
+    depth: int,
+    batch: int,
+    flatten: bool,
+    fused: bool,
 ) -> dict[str, Any]:
     """Return the figures of the bound and of every method."""
     here = SingleDeviceSharding(device(platform))
@@ -88,7 +93,8 @@ def measure(
     inputs = variables, {"image": images, "label": labels}, seed
     found = {"bound": figures(bound(model, digits.loss, "pos_embed"), *inputs)}
     for name in methods:
-        peft = pj.adapt(model.apply, variables, images, rules={LINEAR: METHODS[name]})
+        rules = {LINEAR: METHODS[name]}
+        peft = pj.adapt(model.apply, variables, images, rules=rules, fused=fused)
         peft = peft.compiled_for("cpu" if flatten else platform)
         adapters = placed(jax.eval_shape(peft.init, jax.random.key(0), variables))
         found[name] = figures(adapted(peft), variables, adapters, images, labels)
@@ -120,14 +126,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.flag("--depth", type=cli.count, default=4, help="blocks")
     parser.flag("--batch", type=cli.count, default=64, help="images")
     parser.flag("--flatten", action="store_true", help="as on other platforms")
+    parser.flag("--fused", action="store_true", help="low-rank products as one kernel")
     parser.flag("--out", type=Path, default=Path("runs/tpu_bytes.json"), help="result")
     options = parser.read(argv)
     methods, shape = options.methods or list(METHODS), (options.depth, options.batch)
-    found = measure(options.platform, methods, *shape, options.flatten)
+    settings = options.flatten, options.fused
+    found = measure(options.platform, methods, *shape, *settings)
     show(f"{options.platform}, {options.depth} blocks", found)
     document = {
         "platform": options.platform,
         "flatten": options.flatten,
+        "fused": options.fused,
         "shapes": {"width": 768, "tokens": 197, "depth": shape[0], "batch": shape[1]},
         "methods": {name: plain(METHODS[name]) for name in methods},
         "figures": found,

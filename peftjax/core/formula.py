@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from peftjax.core.axes import TOKENS, arrange, restore, whole
+from peftjax.core.fused import blocks, low_rank_dense
 from peftjax.core.gates import observe
 from peftjax.core.jaxpr import evaluate, walk
-from peftjax.core.method import Method, Rows
+from peftjax.core.method import LowRank, Method, Rows
 from peftjax.core.site import Given, Site
 from peftjax.core.uses import Asked, Weight
 
@@ -85,8 +87,10 @@ def _transpose(
     x = jnp.zeros((*h.shape[:-1], site.d_in), kernel.dtype)
     wide = Asked(asked.precision, None, kernel.dtype)
 
+    plain = replace(site, fused=False)
+
     def forward(x: jax.Array) -> jax.Array:
-        return on_layer(site, wide, x, kernel, given, None, None)
+        return on_layer(plain, wide, x, kernel, given, None, None)
 
     # linear in x up to a constant, so where it is linearised does not matter
     pull: Any = jax.vjp(forward, x)[1]
@@ -124,9 +128,27 @@ def on_layer(
             y = _on_rows(site, formula, x, p, kernel)
         elif _wider(asked.preferred, x.dtype, kernel.dtype):
             y = _in_wider_type(formula, asked.preferred, x, p, kernel)
+        elif _may_fuse(site, x, kernel, given) and (
+            parts := method.low_rank(p, kernel, b)
+        ):
+            y = _fused(parts, x, kernel)
         else:
             y = formula(x, p, kernel)
     return y.astype(asked.out_dtype)
+
+
+def _may_fuse(site: Site, x: jax.Array, kernel: jax.Array, given: Given) -> bool:
+    """Whether a low-rank product may be one kernel: a plain layer of a whole batch."""
+    extras = given.gates, given.is_base, given.total
+    whole = x.dtype == kernel.dtype and not any(e is not None for e in extras)
+    fits = site.fused and x.ndim > 1 and x.size > 0 and whole
+    return fits and blocks(x.shape, kernel.shape[1], x.dtype.itemsize) is not None
+
+
+def _fused(parts: LowRank, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    a, b = (factor.astype(kernel.dtype) for factor in (parts.a, parts.b))
+    y = low_rank_dense(x, kernel, a, b)
+    return (y if parts.scale is None else y * parts.scale) + parts.constant
 
 
 def _compute_dtype(kernel: jax.Array, x: Any, asked: Asked) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,22 @@ class Layer:
                 "expected Layer(..., kernel=array), found none"
             )
         return self.kernel
+
+
+class LowRank(NamedTuple):
+    """A formula as `y = (x K + (x A) B) ∘ scale + constant`.
+
+    Attributes:
+        a: `[in, r]`, in the kernel's dtype as b is.
+        b: `[r, out]`.
+        constant: `[out]`, or 0.0; the bias is in it.
+        scale: `[out]`, or None for 1.
+    """
+
+    a: Any
+    b: Any
+    constant: Any = 0.0
+    scale: Any = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,19 @@ class Method:
             key: a PRNG key for dropout; None means deterministic.
         """
         raise NotImplementedError
+
+    def low_rank(self, p: Params, kernel: jax.Array, bias: Any) -> LowRank | None:
+        """Return the formula without a key as a low-rank product, if it is one.
+
+        `adapt(..., fused=True)` then runs it as one kernel. None where the settings
+        make it something else, dropout among them.
+
+        Args:
+            p: adapter arrays by name.
+            kernel: frozen `[in, out]`.
+            bias: as in `formula`.
+        """
+        return None
 
     def penalty(self, p: Params) -> jax.Array | float:
         """Return this layer's term of the loss, a scalar."""

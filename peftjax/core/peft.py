@@ -19,6 +19,7 @@ from peftjax.core.bank import apply_rows
 from peftjax.core.coded import Coded
 from peftjax.core.formula import flattens
 from peftjax.core.fresh import fresh
+from peftjax.core.fused import check_platform
 from peftjax.core.gates import mean_gates
 from peftjax.core.gather import Gatherer, Layout
 from peftjax.core.jaxpr import Call, live_inputs
@@ -44,6 +45,7 @@ def adapt(
     rules: Mapping[str, Method] | Sequence[tuple[str, Method]],
     strict: bool = False,
     flatten: bool | None = None,
+    fused: bool = False,
     **example_kwargs: Any,
 ) -> Peft:
     """Plan the adapters of a model.
@@ -61,6 +63,10 @@ def adapt(
         flatten: flatten activations to `[tokens, in]`; by default where that is faster,
             on all platforms but TPUs (see `Peft.compiled_for`). False where a
             second leading axis is sharded over an Auto mesh.
+        fused: on one TPU, run dense layers of methods that are a low-rank product
+            (LoRA, DoRA, HRA, Hydra, GLoRA without A) as one kernel, which passes over
+            activations less often. Interpreted, and slow, on a CPU. Layers that the
+            kernel does not fit, and dropout, keep to the formula.
         **example_kwargs: keyword arguments of the example call.
 
     Returns:
@@ -69,8 +75,8 @@ def adapt(
     Raises:
         TypeError: rules or variables of another type.
         ValueError: a rule decides no parameter, or one on which no output depends; a
-            method does not fit its leaf; or (strict) a use of a weight is not
-            recognised.
+            method does not fit its leaf; (strict) a use of a weight is not recognised;
+            or (fused) the platform has no such kernel.
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> from peftjax.methods.lora import LoRA
@@ -83,6 +89,8 @@ def adapt(
     >>> bool((peft.apply(variables, adapters, x) == model.apply(variables, x)).all())
     True
     """
+    if fused:
+        check_platform(jax.default_backend())
     read = paths.read(rules)
     names, leaves, structure = paths.flatten(variables)
     own, on_outputs = divided(read)
@@ -125,6 +133,7 @@ def adapt(
             stacklevel=2,
         )
         sites = tuple(_noted(site, rounded.get(site.path)) for site in sites)
+    sites = tuple(replace(site, fused=fused) for site in sites)
     return replace(peft, sites=(*sites, *outputs))
 
 
@@ -248,7 +257,12 @@ class Peft:
 
         `make_step` does so with the platform of its mesh. Without it the forms are
         those of `jax.default_backend()`, wherever a program is compiled for.
+
+        Raises:
+            ValueError: the plan is `fused`, and the platform has no such kernel.
         """
+        if any(site.fused for site in self.sites):
+            check_platform(platform)
         flatten = flattens(platform)
         sites = tuple(
             replace(site, flatten=flatten) if site.flatten is None else site

@@ -50,6 +50,7 @@ class Site:
         spatial: the window of a convolution.
         quantised: the weight is stored in integers, scaled by the model.
         flatten: activations are flattened to `[tokens, in]`; None: but on a TPU.
+        fused: a low-rank product runs as one kernel, see `fused`.
         arrays: name and shape of each adapter array, the stacked axes left out.
     """
 
@@ -74,6 +75,7 @@ class Site:
     spatial: tuple[int, ...] = ()
     quantised: bool = False
     flatten: bool | None = None
+    fused: bool = False
     arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property

@@ -12,7 +12,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import AtInit, Key, Layer, Method, Params, check_rank, dropout
+from peftjax.core.method import (
+    AtInit,
+    Key,
+    Layer,
+    LowRank,
+    Method,
+    Params,
+    check_rank,
+    dropout,
+)
 from peftjax.methods.settings import check_count, check_dropout, check_strength
 
 
@@ -80,9 +89,17 @@ class DoRA(Method):
         # A dead unit has K = 0 and m = 0; without the bound it would be 0 / 0.
         return jnp.sqrt(jnp.maximum(squared, jnp.finfo(jnp.float32).tiny))
 
+    def _scale(self, p: Params, kernel: jax.Array) -> jax.Array:
+        """Return m / ‖V‖, `[out]` float32."""
+        return p["magnitude"] / jax.lax.stop_gradient(self._norm(p, kernel))
+
+    def low_rank(self, p: Params, kernel: jax.Array, bias: Any) -> LowRank | None:
+        if self.dropout:
+            return None
+        b = self.alpha / self.rank * p["b"]
+        return LowRank(p["a"], b, bias, self._scale(p, kernel))
+
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         low = dropout(x, self.dropout, key) @ p["a"]
         y = x @ kernel + self.alpha / self.rank * (low @ p["b"])
-        return (
-            y * (p["magnitude"] / jax.lax.stop_gradient(self._norm(p, kernel))) + bias
-        )
+        return y * self._scale(p, kernel) + bias

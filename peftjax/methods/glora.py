@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import Key, Layer, Method, Params, check_rank
+from peftjax.core.method import Key, Layer, LowRank, Method, Params, check_rank
 from peftjax.methods.settings import check_choice, count
 
 Form = Literal["lora", "vector", "constant", "none"]
@@ -61,10 +61,19 @@ def generalized(s: Supports, x: Any, kernel: jax.Array, bias: Any) -> Any:
             y = y + (x @ jnp.ones((kernel.shape[0], 1), kernel.dtype)) * s.b
     if s.c is not None:
         y = y + s.c @ kernel
-    # The bias 0.0 of a layer without one must not become an array of zeros.
-    if s.d is not None and not isinstance(bias, float):
-        bias = bias * (1 + s.d)
+    bias = _bias(s, bias)
     return y + bias if s.e is None else y + bias + s.e
+
+
+def _bias(s: Supports, bias: Any) -> Any:
+    """Return `b ∘ (1 + D)`; 0.0, without a bias, must not become an array of zeros."""
+    return bias if s.d is None or isinstance(bias, float) else bias * (1 + s.d)
+
+
+def _constant(s: Supports, kernel: jax.Array, bias: Any) -> Any:
+    """Return `c K + b ∘ (1 + D) + E`."""
+    parts = _bias(s, bias), None if s.c is None else s.c @ kernel, s.e
+    return sum(part for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,13 @@ class GLoRA(Method):
             return factors[0] @ factors[1] if name == "c" else factors
 
         return Supports(*map(support, "abcde"))
+
+    def low_rank(self, p: Params, kernel: jax.Array, bias: Any) -> LowRank | None:
+        s = self.effective(p)
+        if s.a is not None or not isinstance(s.b, tuple):
+            return None
+        a, b = s.b
+        return LowRank(a, b, _constant(s, kernel, bias))
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         s = self.effective(p)

@@ -15,7 +15,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
-from peftjax.core.method import AtInit, Key, Layer, Method, Params, Rows, check_rank
+from peftjax.core.method import (
+    AtInit,
+    Key,
+    Layer,
+    LowRank,
+    Method,
+    Params,
+    Rows,
+    check_rank,
+)
 from peftjax.methods.settings import check_choice, check_count, check_flag, check_size
 
 _STARTS = ("auto", "pairs", "pairs_hf", "independent", "small", "identity")
@@ -165,6 +174,13 @@ class HRA(Method):
         if self.orthogonal:
             return 2 * rows
         return _substitute(u.T @ u) @ rows
+
+    def low_rank(self, p: Params, kernel: jax.Array, bias: Any) -> LowRank | None:
+        if self.side == "output" or self.form == "scan":
+            return None
+        u = self._unit(p)
+        low = -self._solve(u, u.T @ kernel)
+        return LowRank(u.astype(kernel.dtype), low.astype(kernel.dtype), bias)
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         u = self._unit(p)

@@ -14,7 +14,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import Key, Layer, Method, Params, Rows, check_rank, dropout
+from peftjax.core.method import (
+    Key,
+    Layer,
+    LowRank,
+    Method,
+    Params,
+    Rows,
+    check_rank,
+    dropout,
+)
 from peftjax.methods.settings import (
     check_choice,
     check_count,
@@ -123,6 +132,28 @@ class Hydra(Method):
         if self.branch_bias:
             low = low + p[f"{name}_a_bias"]
         return dropout(low, self.dropout, key)
+
+    def low_rank(self, p: Params, kernel: jax.Array, bias: Any) -> LowRank | None:
+        if self.dropout:
+            return None
+        a, b, constant = [], [], bias
+        scale = p["scale"] if self.learn_scale else self.scale
+        for name in ("par", "seq"):
+            if f"{name}_a" not in p:
+                continue
+            down, up = p[f"{name}_a"], scale * p[f"{name}_b"]
+            shift: Any = 0.0
+            if name == "seq":
+                shift = 0.0 if isinstance(bias, float) else bias @ down
+                down = kernel @ down
+            if self.branch_bias:
+                shift = shift + p[f"{name}_a_bias"]
+                constant = constant + scale * p[f"{name}_b_bias"]
+            if not isinstance(shift, float):
+                constant = constant + shift @ up
+            a.append(down)
+            b.append(up)
+        return LowRank(jnp.concatenate(a, axis=1), jnp.concatenate(b), constant)
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         par_key, seq_key = (None, None) if key is None else jax.random.split(key)

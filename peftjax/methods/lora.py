@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peftjax.core.method import Key, Layer, Method, Params, check_rank, dropout
+from peftjax.core.method import Key, Layer, LowRank, Method, Params, check_rank, dropout
 from peftjax.methods.settings import (
     check_count,
     check_dropout,
@@ -72,6 +72,11 @@ class LoRA(Method):
         bound = 1 / sqrt(layer.d_in)
         a = jax.random.uniform(key, shape_a, minval=-bound, maxval=bound)
         return {"a": a, "b": jnp.zeros(shape_b)}
+
+    def low_rank(self, p: Params, kernel: jax.Array, bias: Any) -> LowRank | None:
+        if self.dropout:
+            return None
+        return LowRank(p["a"], self.scale * p["b"], bias)
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         low = dropout(x, self.dropout, key) @ p["a"]

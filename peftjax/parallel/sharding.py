@@ -39,7 +39,15 @@ def placed(peft: Any, mesh: Mesh, gather: bool) -> Any:
         peft: the plan.
         mesh: what it runs on.
         gather: a base split over `fsdp` is gathered where it is consumed.
+
+    Raises:
+        ValueError: the plan is `fused`, and the mesh has more than one device.
     """
+    if mesh.size > 1 and any(site.fused for site in peft.sites):
+        raise ValueError(
+            f"fused=True: expected one device, found {mesh.size}, over which the "
+            "compiler does not split a kernel; leave the setting off"
+        )
     peft = peft.compiled_for(mesh.devices.flat[0].platform)
     split = gather and mesh.shape["fsdp"] > 1 and peft.batch is None
     return replace(peft, batch=rows(mesh)) if split else peft
