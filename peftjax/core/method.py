@@ -107,6 +107,12 @@ class Method:
     gated: ClassVar[bool] = False
     moved_by: ClassVar[str] = ""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # factors that are inherited are not those of a formula that is not
+        if "formula" in vars(cls) and "low_rank" not in vars(cls):
+            cls.low_rank = Method.low_rank
+
     @property
     def at_init(self) -> AtInit:
         return "exact"

@@ -141,19 +141,12 @@ def load(
         split: Split(
             name,
             split,
-            _taken(found.images, rows),
+            found.images.taken(rows),
             found.labels[rows],
             len(found.classes),
         )
         for split, rows in parts.items()
     }, found.classes
-
-
-def _taken(images: Images, rows: np.ndarray) -> Images:
-    def read(taken: Sequence[int]) -> list[Encoded]:
-        return images.read([int(rows[row]) for row in taken])
-
-    return Images(read, len(rows), images.size, images.scale, images.view)
 
 
 def _folder(root: Path, size: int) -> Pictures:

@@ -91,6 +91,14 @@ class Images:
         """Return the same images by another view."""
         return Images(self.read, self.length, self.size, self.scale, view)
 
+    def taken(self, rows: Sequence[int] | np.ndarray) -> Images:
+        """Return some of the images."""
+
+        def read(taken: Sequence[int]) -> list[Encoded]:
+            return self.read([int(rows[row]) for row in taken])
+
+        return Images(read, len(rows), self.size, self.scale, self.view)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:] if dtype is None else self[:].astype(dtype)
 
@@ -295,12 +303,16 @@ def read_files(
     """Return labels and images of files; see `read_source`."""
     labels = np.array([label for _, label in files], np.int32)
     source.check_labels(where, labels, 0, classes - 1)
+    return labels, of_files([path for path, _ in files], size)
+
+
+def of_files(paths: Sequence[Path], size: int, view: View = resize) -> Images:
+    """Return images of files, read when indexed."""
 
     def read(rows: Sequence[int]) -> list[Encoded]:
-        paths = [files[row][0] for row in rows]
-        return [(path.read_bytes(), str(path)) for path in paths]
+        return [(paths[row].read_bytes(), str(paths[row])) for row in rows]
 
-    return labels, Images(read, len(files), size)
+    return Images(read, len(paths), size, view=view)
 
 
 def png(picture: np.ndarray) -> bytes:

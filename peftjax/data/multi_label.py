@@ -8,19 +8,18 @@ The folder is as `peftjax.data.voc` says. The file holds `train_images
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from peftjax import storage
 from peftjax.data import voc
 from peftjax.data.class_folders import FolderError
-from peftjax.data.images import Encoded, Images, Split, png
+from peftjax.data.images import Encoded, Images, Split, of_files, png
 from peftjax.data.npz import Npz, open_npz
 from peftjax.data.source import MissingData
-from peftjax.data.views import VIEWS
+from peftjax.data.views import VIEWS, View
 
 
 def load(
@@ -54,48 +53,37 @@ def load(
     if not place.exists():
         raise MissingData(f"{path}: no such folder or file; expected {__doc__}")
     opened = _of_folder if place.is_dir() else _of_npz
-    parts = opened(place, classes)
+    parts = opened(place, classes, size, VIEWS[view])
     try:
-        train, held = few_shot(parts["train"].labels, classes, shots, draw)
+        train, held = few_shot(parts["train"][1], classes, shots, draw)
     except ValueError as error:
         raise FolderError(f"{path}: {error}") from error
     rows = {
         "train": ("train", train),
         "validation": ("train", held),
-        "test": ("test", np.arange(len(parts["test"].labels))),
+        "test": ("test", np.arange(len(parts["test"][1]))),
     }
 
     def split(name: str, part: str, rows: np.ndarray) -> Split:
-        read = parts[part].read
-
-        def images(taken: Sequence[int]) -> list[Encoded]:
-            return read([int(rows[row]) for row in taken])
-
-        seen = Images(images, len(rows), size, view=VIEWS[view])
+        images, labels = parts[part]
         # 0 classes: the labels are numbers, of which a fingerprint tells the mean.
-        return Split(place.stem, name, seen, parts[part].labels[rows], 0)
+        return Split(place.stem, name, images.taken(rows), labels[rows], 0)
 
     return {name: split(name, *of) for name, of in rows.items()}
 
 
-class _Part(NamedTuple):
-    """Images by their rows, and labels float32 `[N, classes]`, 0 or 1."""
-
-    read: Callable[[Sequence[int]], list[Encoded]]
-    labels: np.ndarray
-
-
-def _of_folder(folder: Path, classes: Sequence[str]) -> dict[str, _Part]:
-    def part(files: Sequence[Path], labels: np.ndarray) -> _Part:
-        def read(rows: Sequence[int]) -> list[Encoded]:
-            return [(files[row].read_bytes(), str(files[row])) for row in rows]
-
-        return _Part(read, labels)
-
-    return {name: part(*one) for name, one in voc.listed(folder, classes).items()}
+def _of_folder(
+    folder: Path, classes: Sequence[str], size: int, view: View
+) -> dict[str, tuple[Images, np.ndarray]]:
+    """Return images, and labels float32 `[N, classes]` of 0 and 1, by split."""
+    found = voc.listed(folder, classes).items()
+    return {part: (of_files(paths, size, view), y) for part, (paths, y) in found}
 
 
-def _of_npz(file: Path, classes: Sequence[str]) -> dict[str, _Part]:
+def _of_npz(
+    file: Path, classes: Sequence[str], size: int, view: View
+) -> dict[str, tuple[Images, np.ndarray]]:
+    """Return the same of an npz file."""
     with open_npz(file) as opened:
         names = [
             name for name in ("train", "val") if f"{name}_images" in opened.headers
@@ -103,14 +91,17 @@ def _of_npz(file: Path, classes: Sequence[str]) -> dict[str, _Part]:
         pool = [_arrays(opened, name, len(classes)) for name in names or ["train"]]
         test = _arrays(opened, "test", len(classes))
 
-    def part(name: str, pixels: np.ndarray, labels: np.ndarray) -> _Part:
+    def images(part: str, pixels: np.ndarray) -> Images:
         def read(rows: Sequence[int]) -> list[Encoded]:
-            return [(png(pixels[row]), f"{file}, {name} {row}") for row in rows]
+            return [(png(pixels[row]), f"{file}, {part} {row}") for row in rows]
 
-        return _Part(read, labels)
+        return Images(read, len(pixels), size, view=view)
 
-    whole = (np.concatenate(arrays) for arrays in zip(*pool))
-    return {"train": part("train", *whole), "test": part("test", *test)}
+    pixels, labels = (np.concatenate(arrays) for arrays in zip(*pool))
+    return {
+        "train": (images("train", pixels), labels),
+        "test": (images("test", test[0]), test[1]),
+    }
 
 
 def few_shot(

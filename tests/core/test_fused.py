@@ -167,6 +167,20 @@ def test_other_settings_keep_to_the_formula(method):
     assert method.low_rank(p, kernel, 0.0) is None
 
 
+class Doubled(pj.LoRA):
+    """Has a formula of its own, and the factors of another."""
+
+    def formula(self, p, x, kernel, bias, *, key=None):
+        return 2 * super().formula(p, x, kernel, bias, key=key)
+
+
+def test_inherited_factors_are_not_those_of_another_formula():
+    method, kernel = Doubled(rank=2, alpha=3.0), jnp.ones((8, 8))
+    p = method.init(jax.random.key(0), Layer(8, 8))
+    assert method.low_rank(p, kernel, 0.0) is None
+    assert pj.LoRAFA(rank=2, alpha=3.0).low_rank(p, kernel, 0.0) is not None
+
+
 class Block(nn.Module):
     """A block of a transformer's kind, bias after one layer, none after the other."""
 
