@@ -26,6 +26,7 @@ from peftjax.data.tokenizer import load_tokenizer
 from peftjax.evaluation import continued
 from peftjax.evaluation.batches import bucket, padded_left
 from peftjax.hub import files
+from peftjax.hub.facts import read_facts
 
 CHUNK = 4  # tokens between two pieces of text
 
@@ -41,7 +42,8 @@ class Talk:
     """
 
     def __init__(self, folder: Path, place: Path | None, merged: bool, steps: int):
-        self.model, self.params = pj.models.load(folder, head="lm", scan_layers=True)
+        scan = place is None or _scanned(place)
+        self.model, self.params = pj.models.load(folder, head="lm", scan_layers=scan)
         self.tokenizer, self.steps = load_tokenizer(folder), steps
         self.template: ChatTemplate = load_chat_template(folder)
         self.apply: Callable[..., Any] | None = None
@@ -91,6 +93,12 @@ class Talk:
             if ended:
                 break
         self.said.append({"role": "assistant", "content": told})
+
+
+def _scanned(place: Path) -> bool:
+    """Return whether an adapter file is of a model of scanned layers."""
+    facts = read_facts(files.pair(place)[1])
+    return any(path.startswith("layers/") for path in facts.base)
 
 
 @cli.command

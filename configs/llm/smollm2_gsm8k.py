@@ -8,8 +8,9 @@ Data: `--config.paths.data` holds `gsm8k/train.jsonl` and `gsm8k/test.jsonl`.
 
 No paper reports this model, so every choice here is ours: one epoch of problems that
 have at most 256 tokens with their solution, packed to rows of 512, in the model's own
-chat template; adapters on every linear layer. A model of 135 M parameters solves few
-of these problems.
+chat template; adapters on every linear layer. Layers are not scanned: on a CPU a step
+of scanned ones takes half as long again. A model of 135 M parameters solves few of
+these problems.
 """
 
 from ml_collections import ConfigDict
@@ -64,7 +65,7 @@ def config(task: str = "gsm8k", method: str = "lora", seed: int = 0) -> ConfigDi
         method=method,
         seed=seed,
         rules=own,
-        model={"settings": SMOLLM2},
+        model={"settings": SMOLLM2, "scan_layers": False},
         data={
             "kind": "gsm8k",
             "files": {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"},

@@ -46,15 +46,10 @@ def abstract(site: Site) -> tuple[dict[str, Any], jax.ShapeDtypeStruct]:
 
 
 def _alike(sites: Iterable[Site]) -> list[list[Site]]:
-    """Return the sites that share a program, one alone where its method has no hash."""
+    """Return the sites that share a program."""
     groups: dict[Any, list[Site]] = {}
     for site in sites:
-        try:
-            hash(site.method)
-            form = site.form
-        except TypeError:
-            form = site.path
-        groups.setdefault(form, []).append(site)
+        groups.setdefault(site.kin, []).append(site)
     return [*groups.values()]
 
 

@@ -111,8 +111,11 @@ def plan(
             values[index] = Weight(None, index, site.stored, site=site)
     found = Planner()
     found.end(found.walk(closed, values), "returned by the model")
+    known: dict[Any, Site] = {}
     return tuple(
-        _full(site) if site.method.replaces else _layer(site, found, leaves, examples)
+        _full(site)
+        if site.method.replaces
+        else _layer(site, found, leaves, examples, known)
         for site in sites
     )
 
@@ -127,8 +130,14 @@ def _full(site: Site) -> Site:
     return replace(site, trainable=prod(site.shape), arrays=arrays)
 
 
-def _layer(site: Site, found: Planner, leaves: Leaves, examples: int) -> Site:
-    """Complete the facts of a site that holds a formula."""
+def _layer(
+    site: Site, found: Planner, leaves: Leaves, examples: int, known: dict[Any, Site]
+) -> Site:
+    """Complete the facts of a site that holds a formula.
+
+    `known` has a site of each form: a deep model has few, and to trace a formula for
+    every layer would take longer than to trace the model.
+    """
     if len(site.shape) < 2:
         raise ValueError(
             f"{site.path}: {type(site.method).__name__} needs a weight with at least 2 "
@@ -142,9 +151,24 @@ def _layer(site: Site, found: Planner, leaves: Leaves, examples: int) -> Site:
     site = replace(site, fast=not reasons, reason="; ".join(reasons))
     _check(site)
     site = _pair_bias(site, found, leaves)
+    kin = site.kin, *((use.kind, use.d_in, use.times, use.rows) for use in uses)
+    if kin not in known:
+        known[kin] = _costed(site, uses, examples)
+    facts = known[kin]
+    return replace(
+        site,
+        notes=facts.notes,
+        trainable=facts.trainable,
+        flops=facts.flops,
+        arrays=facts.arrays,
+    )
+
+
+def _costed(site: Site, uses: Sequence[Use], examples: int) -> Site:
+    """Complete the facts that follow from the form of a site and from its uses."""
     transposed = any(use.d_in != site.atoms[1] for use in uses)
-    if reasons or transposed:
-        _must_merge(site, "merged" if reasons else "transposed")
+    if not site.fast or transposed:
+        _must_merge(site, "transposed" if site.fast else "merged")
     p, added = abstract(site)[0], 0
     for use in uses:
         kind = "embedding" if use.kind == "embedding" else "dense"

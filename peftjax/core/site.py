@@ -112,6 +112,15 @@ class Site:
             notes=(),
         )
 
+    @property
+    def kin(self) -> Any:
+        """What sites of a form have in common; the path where a method has no hash."""
+        try:
+            hash(self.method)
+        except TypeError:
+            return self.path
+        return self.form
+
     def layer(self, kernel: jax.Array | None = None) -> Layer:
         return Layer(self.d_in, self.d_out, self.kind, kernel, self.path, self.spatial)
 

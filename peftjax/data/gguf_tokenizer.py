@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 
 _CONTROL, _USER = 3, 4  # kinds of token
 # How texts are cut before merging, by `tokenizer.ggml.pre`; None: as GPT-2 does.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_DIGITS = r"\p{N}"
-_CUTS = {"gpt-2": None, "smollm": _DIGITS, "llama-bpe": _LLAMA3}
+_CUTS = {
+    "gpt-2": None,
+    "smollm": r"\p{N}",
+    "llama-bpe": _WORDS % "{1,3}",
+    "qwen2": _WORDS % "",
+}
 
 
 def from_gguf(file: GGUF) -> Tokenizer:
@@ -26,7 +30,14 @@ def from_gguf(file: GGUF) -> Tokenizer:
     Raises:
         DataError: it has none, one of another kind, or lists that do not fit.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        normalizers,
+        pre_tokenizers,
+    )
     from tokenizers.models import BPE
 
     kind, cut = (file.facts.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
@@ -47,9 +58,11 @@ def from_gguf(file: GGUF) -> Tokenizer:
     tokenizer = Tokenizer(BPE(vocabulary, pairs, ignore_merges=cut == "llama-bpe"))
     behaviour, own = "isolated", _CUTS[cut]
     steps: list[Any] = [pre_tokenizers.Split(Regex(own), behaviour)] if own else []
-    # With a pattern of its own a file does without GPT-2's; SmolLM takes both.
-    gpt2 = cut != "llama-bpe"
+    # With a pattern for words a file does without GPT-2's; SmolLM takes both.
+    gpt2 = cut in ("gpt-2", "smollm")
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=gpt2))
+    if cut == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     for token, number in zip(tokens, kinds):

@@ -1,8 +1,8 @@
 """A Llama in a GGUF file: its metadata as a `config.json`, its tensors by HF's names.
 
 Blocks of few bits are dequantised to float32 by the package `gguf`, one tensor at a
-time. Of the architectures only `llama` is read: others order or compute their parts in
-ways of their own.
+time. Of the architectures `llama`, `qwen2` and `qwen3` are read: others order or
+compute their parts in ways of their own.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ _LAYER = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
 _NAME = re.compile(r"(?:blk\.(\d{1,4})\.)?(\w{1,20})\.(weight|bias)")
-# Name in `config.json`, name after `llama.`; the rest has defaults.
+# Name in `config.json`, name after that of the architecture; the rest has defaults.
 _SIZES = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -44,6 +46,7 @@ _SIZES = {
     "num_attention_heads": "attention.head_count",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
+_KINDS = ("llama", "qwen2", "qwen3")
 _OPTIONAL = {
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
@@ -79,27 +82,27 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _config(file: GGUF) -> dict[str, Any]:
     kind = file.facts.get("general.architecture")
-    if kind != "llama":
+    if kind not in _KINDS:
         raise CheckpointError(
-            f"{file.path}: general.architecture: expected 'llama', found {kind!r:.80}; "
-            "load the original's safetensors"
+            f"{file.path}: general.architecture: expected {', '.join(_KINDS)}, found "
+            f"{kind!r:.80}; load the original's safetensors"
         )
 
     def fact(name: str) -> Any:
-        value = file.facts.get(f"llama.{name}")
+        value = file.facts.get(f"{kind}.{name}")
         # Stored in 32 bits: 1e-5 is to be 1e-5 again.
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     missing = [name for name in _SIZES.values() if fact(name) is None]
     if missing:
         raise CheckpointError(
-            f"{file.path}: expected llama.{missing[0]} in its metadata, found none"
+            f"{file.path}: expected {kind}.{missing[0]} in its metadata, found none"
         )
     unlike = {"expert_count": (None, 0), "rope.scaling.type": (None, "none", "linear")}
     for name, neutral in unlike.items():
         if fact(name) not in neutral:
             raise CheckpointError(
-                f"{file.path}: llama.{name}: expected none, found {fact(name)!r:.80}"
+                f"{file.path}: {kind}.{name}: expected none, found {fact(name)!r:.80}"
             )
     names = {**_SIZES, **_OPTIONAL}
     config = {ours: fact(theirs) for ours, theirs in names.items()}
@@ -109,20 +112,23 @@ def _config(file: GGUF) -> dict[str, Any]:
     heads, width = config["num_attention_heads"], config["hidden_size"]
     whole = all(isinstance(x, int) and x > 0 for x in (heads, width))
     size = config["head_dim"] or (width // heads if whole else None)
+    # What the original of another family leaves out is not what llama.cpp does.
+    config |= {"head_dim": size}
+    config |= {"num_key_value_heads": config["num_key_value_heads"] or heads}
     if fact("rope.dimension_count") not in (None, size):
         raise CheckpointError(
-            f"{file.path}: llama.rope.dimension_count: expected the whole head, {size},"
-            f" found {fact('rope.dimension_count')!r:.80}"
+            f"{file.path}: {kind}.rope.dimension_count: expected the whole head, "
+            f"{size}, found {fact('rope.dimension_count')!r:.80}"
         )
     rope: dict[str, Any] = {"rope_theta": fact("rope.freq_base") or 10000.0}
     if fact("rope.scaling.type") == "linear":
         rope |= {"rope_type": "linear", "factor": fact("rope.scaling.factor")}
     return {
         **{name: value for name, value in config.items() if value is not None},
-        "model_type": "llama",
+        "model_type": kind,
         "rope_parameters": rope,
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "attention_bias": kind != "qwen2" and "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
     }
 
@@ -136,9 +142,11 @@ def _named(path: Path, name: str, config: Mapping[str, Any]) -> tuple[str, int]:
         raise CheckpointError(f"{path}: {name!r:.80}: no tensor of a Llama")
     if layer is None:
         return f"{known[part]}.{leaf}", 0
-    heads = config["num_attention_heads"] if part == "attn_q" else 0
-    if part == "attn_k":
-        heads = config.get("num_key_value_heads", config["num_attention_heads"])
+    heads = 0
+    if config["model_type"] == "llama" and part in ("attn_q", "attn_k"):
+        heads = config["num_attention_heads"]
+        if part == "attn_k":
+            heads = config.get("num_key_value_heads", heads)
     return f"model.layers.{int(layer)}.{known[part]}.{leaf}", heads
 
 

@@ -117,16 +117,14 @@ def train(
             batch = _next(data, done)
             state, metrics = step(state, variables, batch)
             log.add(metrics, len(next(iter(batch.values()))) * jax.process_count())
-            if done == start + 1:
-                tell(STEP, step=done, steps=steps)
             save, score, line = (
                 done == steps or (every and done % every == 0)
                 for every in (save_every, eval_every, log_every)
             )
             due = bool(save or score or line)
             stopped = done < steps and _agreed(stop, due)
-            if due or stopped:
-                tell(STEP, **log.flush(done), steps=steps)
+            facts = log.flush(done) if due or stopped else {"step": done}
+            tell(STEP, **facts, steps=steps)
             # Before the save: a run killed in between evaluates again, and once only.
             if score and evaluate is not None:
                 tell("evaluating")
@@ -207,6 +205,9 @@ class _Log:
     def add(self, metrics: dict[str, jax.Array], examples: int) -> None:
         self._pending.append(metrics)
         self._examples += examples
+        # One update runs and one waits for it: more would make a stop wait for all.
+        if len(self._pending) > 1:
+            jax.block_until_ready(self._pending[-2])
 
     def flush(self, done: int) -> dict[str, Any]:
         """Wait for the devices, check every step since the last line, write means."""

@@ -78,9 +78,9 @@ class Progress:
             if phase != one.phase:
                 one = one._replace(phase=phase, since=now)
             if phase == STEP:
-                fresh = facts["steps"] != one.facts.get("steps")
-                start = (facts["step"], now) if fresh else one.start
-                one = one._replace(facts=facts, start=start)
+                if facts["steps"] != one.facts.get("steps"):  # of another training
+                    one = one._replace(facts={}, start=(facts["step"], now))
+                one = one._replace(facts={**one.facts, **facts})
             self._going[run] = one
 
     def lines(self) -> list[str]:

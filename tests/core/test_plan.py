@@ -205,3 +205,56 @@ def test_two_sites_of_one_form_share_compiled_programs():
     a, b, c = pj.adapt(model, v, X, rules={".*": LORA}).sites
     assert a != b and a.form == b.form and hash(a.form) == hash(b.form)
     assert a.form != c.form
+
+
+class Watched(pj.LoRA):
+    """Writes down each time that its formula is traced."""
+
+    traced = []
+
+    def formula(self, p, x, kernel, bias):
+        self.traced.append(x.shape)
+        return super().formula(p, x, kernel, bias)
+
+
+class WatchedAlone(Watched):
+    """Has no hash: each of its sites is traced."""
+
+    __hash__ = None
+
+
+def watched(kind, depth, rows=(5,)):
+    """The sites of square layers, and how often planning traced the formula."""
+    paths = tuple(f"k{i}" for i in range(depth))
+    shapes = (jax.ShapeDtypeStruct((8, 8), jnp.float32),) * depth
+
+    def model(*leaves):
+        *kernels, x = leaves
+        for i, kernel in enumerate(kernels):
+            count = rows[i % len(rows)]
+            x = x.at[:count].set(x[:count] @ kernel)
+        return x
+
+    kind.traced.clear()
+    chosen = dict.fromkeys(paths, kind(rank=2, alpha=7.0))
+    closed = jax.make_jaxpr(model)(*shapes, X)
+    sites = plan(closed, Leaves(paths, shapes), chosen, 5, True)
+    return sites, len(kind.traced)
+
+
+def test_a_formula_is_traced_once_for_all_layers_alike():
+    (one,), once = watched(Watched, 1)
+    several, traced = watched(Watched, 6)
+    assert traced == once and [site.path for site in several] == [
+        *"k0 k1 k2 k3 k4 k5".split()
+    ]
+    assert {site.arrays for site in several} == {one.arrays}
+    alone, every = watched(WatchedAlone, 6)
+    assert [site.flops for site in alone] == [site.flops for site in several]
+    assert every == 6 * once
+
+
+def test_layers_of_one_form_that_are_used_differently_cost_differently():
+    sites, _ = watched(Watched, 4, rows=(5, 2))
+    assert [site.form for site in sites] == [sites[0].form] * 4
+    assert [site.flops for site in sites] == [64 * n // 5 for n in (5, 2, 5, 2)]

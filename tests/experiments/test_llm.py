@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("tokenizers", reason="needs peftjax[text]")
 
+import peftjax as pj
 from experiments import examine, finetune, outlook, tasks
 from experiments.chat import Talk
 from experiments.checks import UnfitSettings
@@ -20,6 +21,7 @@ from peftjax.evaluation import answer
 from peftjax.hub import files
 from peftjax.models import load, save
 from peftjax.models.files import Tensor
+from peftjax.models.layers import stack_layers
 from peftjax.parallel import sharding
 from peftjax.training.loop import Preempted
 from tests.helpers.config_case import get
@@ -122,7 +124,7 @@ def test_the_base_is_read_into_its_shards(place, monkeypatch):
     # the model is tiny
     monkeypatch.setattr(sharding, "of_leaf", lambda leaf, mesh, _=0: at(leaf, mesh, 64))
     monkeypatch.setattr(Tensor, "part", counted)
-    _, whole = load(place / "model", scan_layers=True)
+    _, whole = load(place / "model")
     largest, once = max(read), sum(read)
     read.clear()
     one = Run(config(place))
@@ -179,16 +181,33 @@ def test_rows_that_cannot_be_learned_from_are_told_in_one_line(place, tmp_path):
             finetune.run(odd, tmp_path / "run")
 
 
+def scanned(place, adapter, path):
+    """Save the adapters of unrolled layers as those of scanned ones."""
+    rules, kept = files.read_rules(adapter), {}
+    for scan in (False, True):
+        model, variables = load(place / "model", head="lm", scan_layers=scan)
+        ids = np.ones((1, 4), np.int32)
+        peft = pj.adapt(model.apply, variables, ids, rules=rules)
+        if scan:
+            files.save(path, peft, stack_layers(kept, "layers"), variables)
+        else:
+            kept = files.load(adapter, peft, variables)
+    return path
+
+
 @pytest.mark.parametrize("merged", [False, True])
-def test_a_talk_is_the_greedy_answer_in_pieces(place, done, merged):
+def test_a_talk_is_the_greedy_answer_in_pieces(place, done, merged, tmp_path):
     folder, _ = done
-    talk = Talk(place / "model", examine.adapter(folder), merged, steps=10)
+    adapter = examine.adapter(folder)
+    if merged:  # of a run whose layers are scanned
+        adapter = scanned(place, adapter, tmp_path / "scanned.safetensors")
+    talk = Talk(place / "model", adapter, merged, steps=10)
     pieces = list(talk.answer("add 1 and 2."))
     prompt = "u: add 1 and 2.</s>a: "
     rest = {"steps": 10, "eos": 2, "apply": talk.apply}
     (expected,) = answer(talk.model, talk.params, talk.tokenizer, [prompt], **rest)
     assert "".join(pieces) == expected == talk.said[-1]["content"]
-    assert files.read_rules(examine.adapter(folder))
+    assert talk.model.scan_layers == merged
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,19 @@
 """A tiny Llama of random weights in a GGUF file, written as llama.cpp writes it."""
 
+import json
+
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from gguf import GGUFValueType, GGUFWriter, quants
+from gguf import (
+    MODEL_ARCH_NAMES,
+    GGUFValueType,
+    GGUFWriter,
+    get_tensor_name_map,
+    quants,
+)
+from safetensors.numpy import load_file
 
-from peftjax.models.gguf_llama import _LAYER, _WHOLE
+from peftjax.models.gguf_llama import _LAYER, _OPTIONAL, _SIZES, _WHOLE
 from peftjax.models.llama.family import LLAMA
 from tests.helpers.llm_case import tiny_llama
 
@@ -62,3 +71,33 @@ def write_gguf(path, kind=None, *, arch="llama", facts=(), texts=(), lists=()):
     writer.write_tensors_to_file()
     writer.close()
     return model, {"params": unflatten_dict(rounded, sep="/")}
+
+
+def write_original(path, folder, silent=()):
+    """Write a checkpoint of HF's; its names are from the package's own table.
+
+    Args:
+        path: of the file.
+        folder: of the checkpoint.
+        silent: what the metadata leaves out.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    kind, depth = config["model_type"], config["num_hidden_layers"]
+    writer = GGUFWriter(path, kind)
+    theta = config["rope_parameters"]["rope_theta"]
+    facts = {"rope.freq_base": theta}
+    facts |= {theirs: config[ours] for ours, theirs in _SIZES.items()}
+    facts |= {theirs: config.get(ours) for ours, theirs in _OPTIONAL.items()}
+    for name, value in facts.items():
+        whole = isinstance(value, int)
+        if value is not None and name not in silent:
+            vtype = GGUFValueType.UINT32 if whole else GGUFValueType.FLOAT32
+            writer.add_key_value(f"{kind}.{name}", value, vtype)
+    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == kind)
+    names = get_tensor_name_map(arch, depth)
+    for name, array in load_file(folder / "model.safetensors").items():
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

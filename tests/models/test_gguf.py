@@ -1,5 +1,6 @@
 """Llamas in GGUF files: equal to the original, or refused in one sentence."""
 
+import dataclasses
 import struct
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,8 @@ from peftjax.data import gguf_file
 from peftjax.data.chat_template import load_chat_template
 from peftjax.data.tokenizer import load_tokenizer
 from peftjax.models import CheckpointError, generate, load
-from tests.helpers.gguf_case import write_gguf
-from tests.helpers.model_cases import same_tree
+from tests.helpers.gguf_case import write_gguf, write_original
+from tests.helpers.model_cases import MODELS, close, same_tree
 
 KINDS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"]
 
@@ -47,6 +48,27 @@ def test_untied_weights_and_stretched_positions(tmp_path):
     assert (rope.theta, rope.kind, rope.factor) == (500.0, "linear", 4.0)
 
 
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_qwens_are_those_of_the_original(tmp_path, name):
+    write_original(tmp_path / "tiny.gguf", MODELS / name)
+    model, variables = load(tmp_path, head="lm")
+    original, expected = load(MODELS / name, head="lm")
+    full = {"sliding_window": None, "full_layers": ()}  # the file does not say
+    assert model.config == dataclasses.replace(original.config, **full)
+    same_tree(variables, expected)
+    io = np.load(MODELS / name / "io.npz")
+    (row, *_) = np.flatnonzero(io["attention_mask"][:, :4].all(1))
+    logits = jax.jit(model.apply)(variables, io["input_ids"][row : row + 1, :4])
+    close(logits, io["logits"][row : row + 1, :4])  # the first four see all
+
+
+def test_as_many_keys_as_queries_where_a_file_is_silent(tmp_path):
+    file = tmp_path / "a.gguf"
+    write_original(file, MODELS / "qwen3", silent=["attention.head_count_kv"])
+    with pytest.raises(CheckpointError, match="k_proj.* expected shape .*32"):
+        load(file)
+
+
 def cut(path, size):
     path.write_bytes(path.read_bytes()[:size])
 
@@ -63,7 +85,7 @@ def test_a_file_cut_anywhere_is_named_and_refused(file):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"arch": "qwen2"}, "general.architecture: expected 'llama', found 'qwen2'"),
+        ({"arch": "phi3"}, "general.architecture: expected llama, .*, found 'phi3'"),
         ({"facts": {"expert_count": 8}}, "llama.expert_count: expected none, found 8"),
         ({"facts": {"rope.dimension_count": 4}}, "dimension_count: expected the whole"),
         ({"texts": {"llama.rope.scaling.type": "yarn"}}, "type: .* found 'yarn'"),

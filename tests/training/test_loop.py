@@ -12,11 +12,12 @@ import pytest
 
 from peftjax import storage
 from peftjax.data.pipeline import train_batches
+from peftjax.parallel.mesh import make_mesh
 from peftjax.training.checkpoint import Checkpoints
-from peftjax.training.loop import NonFiniteLoss, Preempted
+from peftjax.training.loop import NonFiniteLoss, Preempted, train
 from peftjax.training.metrics import read_metrics
 from tests.helpers.run_case import BATCH, STEPS, losses, run, score, values
-from tests.helpers.training_case import arrays, loss
+from tests.helpers.training_case import arrays, loss, start
 
 pytestmark = pytest.mark.slow
 
@@ -182,6 +183,33 @@ def test_a_stopped_run_is_saved_and_resumes_bit_for_bit(whole, tmp_path):
     assert values(state) == values(whole[1])
     own = [r for r in losses(tmp_path) if "eval" in r]
     assert own == [r for r in losses(whole[0]) if "eval" in r]
+
+
+def test_no_update_waits_for_more_than_one_other(tmp_path):
+    waited, most = set(), []
+
+    class Metric:
+        """A number that a device has not computed yet."""
+
+        def __init__(self, step):
+            self.step = step
+
+        def block_until_ready(self):
+            waited.add(self.step)
+
+        def __array__(self, *_, **__):
+            return np.float32(1)
+
+    def step(state, variables, batch):
+        most.append(int(state.step) - len(waited))
+        names = ("loss", "grad_norm", "weight")
+        ahead = state._replace(step=state.step + 1)
+        return ahead, {name: Metric(int(ahead.step)) for name in names}
+
+    _, state, variables = start(make_mesh(2, 4), loss=loss)
+    data = train_batches(arrays(), BATCH, seed=5)
+    train(step, state, variables, data, steps=5, workdir=tmp_path, log_every=5)
+    assert max(most) == 1
 
 
 def test_a_run_that_is_done_is_not_stopped(whole, tmp_path):

@@ -21,6 +21,8 @@ def test_lines_say_what_each_run_does_and_how_long_all_take():
     (line, every) = shown.lines()
     fast = "01:20 left, loss 0.5124, 1234 examples/s"
     assert line == f"run 2 of 4: a: step 21 of 101, {fast}"
+    shown.tell("a", "step", step=21, steps=101)  # between two lines of metrics
+    assert shown.lines()[0].endswith(fast)
     # 20 steps took 81 s, and of 303 all but 21 are left
     assert every == "1 of 4 runs done, about 19:02 left"
     shown.tell("a", "evaluating")
