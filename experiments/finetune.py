@@ -140,7 +140,7 @@ def _trained(
     adapters = chosen.adapters
     size = kept.save(one, folder, ADAPTER, chosen)
     scores = scored(one, folder, chosen, one.data.test, "test")
-    scores |= one.examined(adapters)
+    scores |= one.examined(adapters, lambda done: tell(f"examining, {done} done"))
     found: dict[str, Any] = {
         "scores": finite(scores),
         # Of a run that was interrupted nobody counted the first part.

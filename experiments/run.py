@@ -133,10 +133,17 @@ class Run:
         outputs = self.outputs(adapters, split, collections)
         return self.outline.score(split["label"], outputs)
 
-    def examined(self, adapters: Any) -> dict[str, float]:
-        """Return what the task examines once, at the end, beside the test split."""
+    def examined(
+        self, adapters: Any, watch: Callable[[int], None] | None = None
+    ) -> dict[str, float]:
+        """Return what the task examines once, at the end, beside the test split.
+
+        Args:
+            adapters: the whole tree.
+            watch: told how much is examined.
+        """
         examine = self.outline.examine
-        return {} if examine is None else examine(self, adapters)
+        return {} if examine is None else examine(self, adapters, watch)
 
 
 def _started(one: Run) -> Any:

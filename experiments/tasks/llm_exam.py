@@ -33,7 +33,7 @@ def examine(
         config: of the run; `exam.examples` of 0 are all, others the first.
         run: its model, base and plan.
         adapters: of the plan; None examines the base.
-        watch: told how many answers there are.
+        watch: told after each batch how many of its questions are answered.
     """
     kind = config.exam.kind
     if not kind:
@@ -69,11 +69,10 @@ class Examiner:
     def __init__(self, config, model, params, apply, own, watch):
         self.config, self.exam, self.own = config, config.exam, own
         self.seq2seq = is_seq2seq(model)
-        shared = {"batch": config.exam.batch, "apply": apply}
+        shared = {"batch": config.exam.batch, "apply": apply, "watch": watch}
         model = model, params, own.tokenizer
         self.scores = functools.partial(score_choices, *model, **shared)
         self._answer = functools.partial(answer, *model, eos=own.eos, **shared)
-        self.watch = watch
 
     def prompts(self, questions: list[str]) -> list[str]:
         """Return questions as the model was taught to be asked."""
@@ -83,7 +82,7 @@ class Examiner:
 
     def answers(self, prompts: list[str], stop: tuple[str, ...] = ()) -> list[str]:
         """Return greedy answers of at most `exam.steps` tokens."""
-        return self._answer(prompts, steps=self.exam.steps, stop=stop, watch=self.watch)
+        return self._answer(prompts, steps=self.exam.steps, stop=stop)
 
 
 def _gsm8k(examiner: Examiner, folder: Path) -> dict[str, float]:

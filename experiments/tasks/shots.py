@@ -25,7 +25,7 @@ base = images.base
 def outline(config: Any) -> Outline:
     tested = config.data.get("tested", ())
 
-    def examine(run: Any, adapters: Any) -> dict[str, float]:
+    def examine(run: Any, adapters: Any, watch: Any = None) -> dict[str, float]:
         classes = _classes(config)
         return {name: elsewhere(run, adapters, name, classes) for name in tested}
 

@@ -81,6 +81,7 @@ def score_choices(
     batch: int = 4,
     buckets: Sequence[int] = BUCKETS,
     apply: Callable[..., Any] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> Scores:
     """Score the choices of questions.
 
@@ -98,13 +99,16 @@ def score_choices(
         batch: questions at a time.
         buckets: lengths that texts are padded to; each compiles once.
         apply: as for `generate`; `model.apply` if absent.
+        watch: told after each batch how many questions are scored.
 
     Raises:
         ValueError: a question has no text, or fewer than two choices.
     """
     split = _apart if is_seq2seq(model) else _split
     rows = [split(tokenizer, question) for question in questions]
-    sums, _ = score_rows(model, params, rows, batch=batch, buckets=buckets, apply=apply)
+    sums, _ = score_rows(
+        model, params, rows, batch=batch, buckets=buckets, apply=apply, watch=watch
+    )
     tokens, sizes = np.zeros(sums.shape, np.int64), np.zeros(sums.shape, np.int64)
     for number, (row, question) in enumerate(zip(rows, questions)):
         k = len(question.choices)
@@ -134,6 +138,7 @@ def score_rows(
     batch: int = 4,
     buckets: Sequence[int] = BUCKETS,
     apply: Callable[..., Any] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score continuations of tokens; `score_choices` does it with texts.
 
@@ -144,6 +149,7 @@ def score_rows(
         batch: rows at a time.
         buckets: as for `score_choices`.
         apply: as for `score_choices`.
+        watch: as for `score_choices`, of rows.
 
     Returns:
         Log-likelihoods `[N, k]`, float64, -inf where there is no continuation; and
@@ -151,7 +157,7 @@ def score_rows(
     """
     most = max((len(row.ends) for row in rows), default=0)
     sums = np.full((len(rows), most), -np.inf)
-    greedy = np.zeros(sums.shape, bool)
+    greedy, done = np.zeros(sums.shape, bool), 0
     for length, part in like_length([len(row.shared) for row in rows], batch, buckets):
         shared, mask = padded_left([rows[i].shared for i in part], length)
         longest = max(len(end) for i in part for end, _ in rows[i].ends)
@@ -161,6 +167,9 @@ def score_rows(
         for number, *own in zip(part, *map(np.asarray, found)):
             k = len(rows[number].ends)
             sums[number, :k], greedy[number, :k] = own[0][:k], own[1][:k]
+        done += len(part)
+        if watch is not None:
+            watch(done)
     return sums, greedy
 
 

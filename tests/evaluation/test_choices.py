@@ -30,7 +30,9 @@ def questions():
 
 def test_scores_are_those_of_the_torch_side(llama):
     expected, asked = questions()
-    scores = score_choices(*llama, tokenizer(), asked, batch=2, buckets=BUCKETS)
+    seen, options = [], {"batch": 2, "buckets": BUCKETS}
+    scores = score_choices(*llama, tokenizer(), asked, watch=seen.append, **options)
+    assert seen[-1] == len(asked) and seen == sorted({*seen})
     for row, one in enumerate(expected):
         k = len(one["choices"])
         np.testing.assert_allclose(scores.sums[row, :k], one["sums"], atol=1e-4)
