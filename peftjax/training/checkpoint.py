@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ from peftjax.training import sums
 from peftjax.training.errors import CheckpointError as CheckpointError
 from peftjax.training.errors import DamagedCheckpoint as DamagedCheckpoint
 from peftjax.training.state import TrainState
+
+# One at a time in a process: orbax knows by a number of the process which operation
+# makes a folder, and two runs in two threads would take each other's.
+_WRITING = threading.Lock()
 
 
 class Checkpoints:
@@ -94,11 +99,16 @@ class Checkpoints:
             self._make_way(step)
         worker = ThreadPoolExecutor(1, "checkpoint")
         made = Path(tempfile.mkdtemp(), "new") if self._via_disk else self.path(step)
-        with self._naming(step):
-            writing = self._ocp.save_async(
-                made, _arrays(state), overwrite=True, custom_metadata=more
-            )
-        self._pending = worker.submit(self._finish, step, writing, made)
+        _WRITING.acquire()
+        try:
+            with self._naming(step):
+                writing = self._ocp.save_async(
+                    made, _arrays(state), overwrite=True, custom_metadata=more
+                )
+            self._pending = worker.submit(self._finish, step, writing, made)
+        except BaseException:
+            _WRITING.release()
+            raise
         worker.shutdown(wait=False)
         return step
 
@@ -126,7 +136,10 @@ class Checkpoints:
     def _finish(self, step: int, writing: Any, made: Path) -> None:
         """Wait for orbax, close the checkpoint and delete old ones."""
         with self._naming(step):
-            writing.result()
+            try:
+                writing.result()
+            finally:
+                _WRITING.release()
             if self._via_disk:
                 with storage.replacing_folder(self.path(step)) as new:
                     shutil.copytree(made, new, dirs_exist_ok=True)

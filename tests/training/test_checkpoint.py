@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -219,3 +221,40 @@ def test_a_bucket_that_orbax_does_not_write_gets_a_copy(whole, bucket):
     (bucket / "12" / "state" / "_METADATA").write_text("{}")
     with pytest.raises(DamagedCheckpoint, match=r"_METADATA is truncated or changed"):
         checkpoints.restore(whole[1], data)
+
+
+def test_a_process_writes_one_checkpoint_at_a_time(tmp_path):
+    """Runs of several devices are threads, and orbax numbers its operations for all."""
+    state, data = run(tmp_path / "run"), train_batches(arrays(), BATCH, seed=5)
+    going, most = [], []
+
+    class Writing:
+        def __init__(self, made):
+            self.made = made
+
+        def result(self):
+            time.sleep(0.05)
+            going.remove(self.made)
+            if self.made.parent.name == "bad":
+                raise OSError("disk full")
+
+    class Orbax:
+        def save_async(self, made, *_, **__):
+            made.mkdir(parents=True)
+            going.append(made)
+            most.append(len(going))
+            return Writing(made)
+
+    def save(name):
+        checkpoints = Checkpoints(tmp_path / name)
+        checkpoints._ocp = Orbax()
+        for _ in range(3):
+            checkpoints.save(state, data)
+            checkpoints.wait()
+
+    with ThreadPoolExecutor(3) as pool:
+        *fine, bad = [pool.submit(save, name) for name in ("a", "b", "bad")]
+        assert [one.result() for one in fine] == [None, None]
+    with pytest.raises(OSError, match=r"bad/12: checkpoint not written: .*disk full"):
+        bad.result()
+    assert max(most) == 1 and len(most) == 7 and not going
