@@ -112,9 +112,9 @@ def _config(file: GGUF) -> dict[str, Any]:
     heads, width = config["num_attention_heads"], config["hidden_size"]
     whole = all(isinstance(x, int) and x > 0 for x in (heads, width))
     size = config["head_dim"] or (width // heads if whole else None)
-    # What the original of another family leaves out is not what llama.cpp does.
-    config |= {"head_dim": size}
-    config |= {"num_key_value_heads": config["num_key_value_heads"] or heads}
+    # Where a file is silent llama.cpp's own defaults hold, not those of `config.json`.
+    groups = config["num_key_value_heads"] or heads
+    config |= {"head_dim": size, "num_key_value_heads": groups}
     if fact("rope.dimension_count") not in (None, size):
         raise CheckpointError(
             f"{file.path}: {kind}.rope.dimension_count: expected the whole head, "

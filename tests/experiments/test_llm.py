@@ -105,8 +105,12 @@ def test_a_run_stopped_within_an_epoch_of_packed_rows_ends_with_the_same_bits(
         finetune.run(config(place), place / "cut", stop=lambda: next(calls) == 3)
     assert caught.value.step == 3 < result["selected_step"]
     phases = []
-    tell = lambda phase, **_: phases.append(phase)  # noqa: E731
-    finetune.run(config(place), place / "cut", resume=True, tell=tell)
+    finetune.run(
+        config(place),
+        place / "cut",
+        resume=True,
+        tell=lambda phase, **_: phases.append(phase),
+    )
     assert phases[-1] == "examining, 4 done"
     name = "adapter.safetensors"
     assert (place / "cut" / name).read_bytes() == (folder / name).read_bytes()

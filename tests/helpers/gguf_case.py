@@ -37,10 +37,8 @@ def write_gguf(path, kind=None, *, arch="llama", facts=(), texts=(), lists=()):
     model, variables = tiny_llama()
     writer = GGUFWriter(path, arch)
     for name, value in {**FACTS, **dict(facts)}.items():
-        integer = isinstance(value, int)
-        vtype = GGUFValueType.UINT32 if integer else GGUFValueType.FLOAT32
         own = name.startswith("tokenizer.")
-        writer.add_key_value(name if own else f"llama.{name}", value, vtype)
+        _add(writer, name if own else f"llama.{name}", value)
     for name, value in dict(texts).items():
         writer.add_string(name, value)
     for name, value in dict(lists).items():
@@ -66,10 +64,7 @@ def write_gguf(path, kind=None, *, arch="llama", facts=(), texts=(), lists=()):
             stored, raw = quants.quantize(array, kind), kind
         new = f"{'' if whole else f'blk.{layer}.'}{theirs[part]}.{end}"
         writer.add_tensor(new, stored, raw_dtype=raw)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    _write(writer)
     return model, {"params": unflatten_dict(rounded, sep="/")}
 
 
@@ -89,14 +84,22 @@ def write_original(path, folder, silent=()):
     facts |= {theirs: config[ours] for ours, theirs in _SIZES.items()}
     facts |= {theirs: config.get(ours) for ours, theirs in _OPTIONAL.items()}
     for name, value in facts.items():
-        whole = isinstance(value, int)
         if value is not None and name not in silent:
-            vtype = GGUFValueType.UINT32 if whole else GGUFValueType.FLOAT32
-            writer.add_key_value(f"{kind}.{name}", value, vtype)
+            _add(writer, f"{kind}.{name}", value)
     arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == kind)
     names = get_tensor_name_map(arch, depth)
     for name, array in load_file(folder / "model.safetensors").items():
         writer.add_tensor(names.get_name(name, (".weight", ".bias")), array)
+    _write(writer)
+
+
+def _add(writer, name, value):
+    whole = isinstance(value, int)
+    vtype = GGUFValueType.UINT32 if whole else GGUFValueType.FLOAT32
+    writer.add_key_value(name, value, vtype)
+
+
+def _write(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
