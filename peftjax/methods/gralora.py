@@ -91,8 +91,9 @@ class GraLoRA(Method):
         low = jnp.einsum("...ic,icr->...ir", low, p["a"])
         low = low.reshape(*x.shape[:-1], k, k, -1).swapaxes(-3, -2)  # by output
         low = low.reshape(*x.shape[:-1], k, -1)
-        delta = jnp.einsum("...or,orc->...oc", low, p["b"])
+        s = self.alpha / (self.rank + self.hybrid)
+        delta = jnp.einsum("...or,orc->...oc", low, s * p["b"])
         delta = delta.reshape(*x.shape[:-1], kernel.shape[1])
         if self.hybrid:
-            delta = delta + (z @ p["wide_a"]) @ p["wide_b"]
-        return x @ kernel + bias + self.alpha / (self.rank + self.hybrid) * delta
+            delta = delta + (z @ p["wide_a"]) @ (s * p["wide_b"])
+        return x @ kernel + bias + delta

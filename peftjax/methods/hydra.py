@@ -164,11 +164,12 @@ class Hydra(Method):
             read = _sequential(x, z, kernel, bias, p["seq_a"])
             low["seq"] = self._low(p, "seq", read, seq_key)
         # one product for both branches, so that one delta is formed
-        up = jnp.concatenate([p[f"{name}_b"] for name in low])
-        delta = jnp.concatenate([*low.values()], axis=-1) @ up
+        scale = p["scale"] if self.learn_scale else self.scale
+        up = scale * jnp.concatenate([p[f"{name}_b"] for name in low])
+        y = z + jnp.concatenate([*low.values()], axis=-1) @ up
         if self.branch_bias:
-            delta = delta + sum(p[f"{name}_b_bias"] for name in low)
-        return z + (p["scale"] if self.learn_scale else self.scale) * delta
+            y = y + scale * sum(p[f"{name}_b_bias"] for name in low)
+        return y
 
 
 def _sequential(x: Any, z: Any, kernel: Any, bias: Any, a: jax.Array) -> Any:

@@ -144,8 +144,8 @@ class HydraLoRA(Method):
         elif self.heads > 1:
             low = self.gates(p, x).astype(low.dtype)[..., None] * low
         flat = low.reshape(*low.shape[:-2], -1)
-        delta = flat @ b.reshape(-1, b.shape[-1])
-        return x @ kernel + bias + self.alpha / self.rank * delta
+        up = self.alpha / self.rank * b.reshape(-1, b.shape[-1])
+        return x @ kernel + bias + flat @ up
 
 
 class Heads(NamedTuple):

@@ -84,4 +84,5 @@ class RepAdapter(Method):
         blocks = kernel.reshape(self.groups, -1, kernel.shape[1])
         up = jnp.einsum("gri,gio->gro", p["b"], blocks).reshape(-1, kernel.shape[1])
         low = dropout(x @ p["a"] + p["a_bias"], self.dropout, key)
-        return x @ kernel + bias + self.scale * (low @ up + p["b_bias"] @ kernel)
+        constant = bias + self.scale * (p["b_bias"] @ kernel)
+        return x @ kernel + constant + low @ (self.scale * up)

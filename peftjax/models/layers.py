@@ -43,6 +43,8 @@ def apply_layers(
         for i in range(depth):
             own = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
             x, _ = layer(**fields, name=f"{name}_{i}")(x, own, *shared)  # pyright: ignore
+            # Else XLA sums the gradient of the residual stream anew in every layer.
+            x = jax.lax.optimization_barrier(x)
         return x
     scanned = nn.scan(
         layer,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from peftjax.models.dinov2 import Dinov2, Dinov2Config
 from peftjax.models.layers import drop_path, stack_layers, unstack_layers
 
 
@@ -108,3 +109,25 @@ def test_drop_path_takes_a_traced_rate_and_keeps_the_dtype():
     assert set(np.unique(np.asarray(y, np.float32))) == {0.0, 2.0}
     np.testing.assert_array_equal(drop_path(x, 0.0, jax.random.key(0)), x)
     assert drop_path(x, 0.5, None) is x
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA drops the barrier")
+def test_each_layer_costs_the_same_backwards():
+    """Without a barrier the gradient of the residual stream is summed in all of them."""
+
+    def flops(depth):
+        config = Dinov2Config(
+            hidden_size=8,
+            num_hidden_layers=depth,
+            num_attention_heads=2,
+            image_size=8,
+            patch_size=4,
+            mlp_ratio=2,
+        )
+        model, images = Dinov2(config, head=2), jnp.ones((4, 8, 8, 3))
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        gradient = jax.jit(jax.grad(lambda v: model.apply(v, images).sum()))
+        return gradient.lower(variables).compile().cost_analysis()["flops"]
+
+    first, second, third = map(flops, (2, 4, 6))
+    assert third - second == second - first
