@@ -189,15 +189,15 @@ class HRA(Method):
             low = u.astype(z.dtype)
             if self.form == "scan":
                 return _chain(z, low) + bias
-            return z - (z @ self._solve(u, u.T).T.astype(z.dtype)) @ low.T + bias
+            return z + (z @ -self._solve(u, u.T).T.astype(z.dtype)) @ low.T + bias
         if self.form == "scan":
             low = u.astype(kernel.dtype)
             if isinstance(x, Rows):
                 return x @ _chain(kernel.T, low).T + bias
             return _chain(x, low, reverse=True) @ kernel + bias
-        low = self._solve(u, u.T @ kernel)
+        low = -self._solve(u, u.T @ kernel)
         return (
-            x @ kernel - (x @ u.astype(kernel.dtype)) @ low.astype(kernel.dtype) + bias
+            x @ kernel + (x @ u.astype(kernel.dtype)) @ low.astype(kernel.dtype) + bias
         )
 
     def unmerge(self, p: Params, kernel: jax.Array) -> jax.Array:
