@@ -113,7 +113,7 @@ def test_drop_path_takes_a_traced_rate_and_keeps_the_dtype():
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA drops the barrier")
 def test_each_layer_costs_the_same_backwards():
-    """Without a barrier the gradient of the residual stream is summed in all of them."""
+    """Without a barrier each layer sums the residual stream's gradient anew."""
 
     def flops(depth):
         config = Dinov2Config(
