@@ -101,5 +101,5 @@ class DoRA(Method):
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         low = dropout(x, self.dropout, key) @ p["a"]
-        y = x @ kernel + low @ (self.alpha / self.rank * p["b"])
+        y = x @ kernel + (self.alpha / self.rank * low) @ p["b"]
         return y * self._scale(p, kernel) + bias

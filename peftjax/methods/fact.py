@@ -115,5 +115,5 @@ class FacT(Method):
         low = x.reshape(*x.shape[:-1], m, -1) @ p["u"]
         low = low.reshape(*x.shape[:-1], -1) @ sigma.reshape(m * self.rank, -1)
         low = dropout(low, self.dropout, key).reshape(*x.shape[:-1], n, -1)
-        delta = (low @ (self.scale * p["v"])).reshape(*x.shape[:-1], kernel.shape[1])
+        delta = ((self.scale * low) @ p["v"]).reshape(*x.shape[:-1], kernel.shape[1])
         return x @ kernel + bias + delta

@@ -92,8 +92,8 @@ class GraLoRA(Method):
         low = low.reshape(*x.shape[:-1], k, k, -1).swapaxes(-3, -2)  # by output
         low = low.reshape(*x.shape[:-1], k, -1)
         s = self.alpha / (self.rank + self.hybrid)
-        delta = jnp.einsum("...or,orc->...oc", low, s * p["b"])
+        delta = jnp.einsum("...or,orc->...oc", s * low, p["b"])
         delta = delta.reshape(*x.shape[:-1], kernel.shape[1])
         if self.hybrid:
-            delta = delta + (z @ p["wide_a"]) @ (s * p["wide_b"])
+            delta = delta + (s * (z @ p["wide_a"])) @ p["wide_b"]
         return x @ kernel + bias + delta

@@ -165,8 +165,8 @@ class Hydra(Method):
             low["seq"] = self._low(p, "seq", read, seq_key)
         # one product for both branches, so that one delta is formed
         scale = p["scale"] if self.learn_scale else self.scale
-        up = scale * jnp.concatenate([p[f"{name}_b"] for name in low])
-        y = z + jnp.concatenate([*low.values()], axis=-1) @ up
+        up = jnp.concatenate([p[f"{name}_b"] for name in low])
+        y = z + (scale * jnp.concatenate([*low.values()], axis=-1)) @ up
         if self.branch_bias:
             y = y + scale * sum(p[f"{name}_b_bias"] for name in low)
         return y

@@ -143,9 +143,8 @@ class HydraLoRA(Method):
             low = gates.astype(low.dtype)[:, None] * low
         elif self.heads > 1:
             low = self.gates(p, x).astype(low.dtype)[..., None] * low
-        flat = low.reshape(*low.shape[:-2], -1)
-        up = self.alpha / self.rank * b.reshape(-1, b.shape[-1])
-        return x @ kernel + bias + flat @ up
+        flat = self.alpha / self.rank * low.reshape(*low.shape[:-2], -1)
+        return x @ kernel + bias + flat @ b.reshape(-1, b.shape[-1])
 
 
 class Heads(NamedTuple):

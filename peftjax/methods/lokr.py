@@ -95,10 +95,10 @@ class LoKr(Method):
         for factor in w2:
             z = z @ factor
         z = z.swapaxes(-1, -2)
-        for factor in (self.alpha / self.rank * w1[0], *w1[1:]):
+        for factor in w1:
             z = z @ factor
         delta = z.swapaxes(-1, -2).reshape(*x.shape[:-1], kernel.shape[1])
-        return x @ kernel + bias + delta
+        return x @ kernel + bias + self.alpha / self.rank * delta
 
 
 def _factors(p: Params, name: str) -> list[jax.Array]:

@@ -80,4 +80,4 @@ class LoRA(Method):
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         low = dropout(x, self.dropout, key) @ p["a"]
-        return x @ kernel + bias + low @ (self.scale * p["b"])
+        return x @ kernel + bias + (self.scale * low) @ p["b"]

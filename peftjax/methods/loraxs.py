@@ -73,5 +73,5 @@ class LoRAXS(Method):
         return {"a": u[:, :r] * s[:r], "r": noise, "b": vt[:r]}
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
-        low = dropout(x, self.dropout, key) @ p["a"] @ (self.alpha / self.rank * p["r"])
-        return x @ kernel + bias + low @ p["b"]
+        low = dropout(x, self.dropout, key) @ p["a"] @ p["r"]
+        return x @ kernel + bias + (self.alpha / self.rank * low) @ p["b"]

@@ -70,5 +70,5 @@ class OffsetLoRA(Method):
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
         low = [dropout(x, self.dropout, key) @ p["a"], x @ p["a0"]]
-        up = self.scale * jnp.concatenate([p["b"], -p["b0"]])
-        return x @ kernel + bias + jnp.concatenate(low, axis=-1) @ up
+        up = jnp.concatenate([p["b"], -p["b0"]])
+        return x @ kernel + bias + (self.scale * jnp.concatenate(low, axis=-1)) @ up

@@ -85,4 +85,4 @@ class RepAdapter(Method):
         up = jnp.einsum("gri,gio->gro", p["b"], blocks).reshape(-1, kernel.shape[1])
         low = dropout(x @ p["a"] + p["a_bias"], self.dropout, key)
         constant = bias + self.scale * (p["b_bias"] @ kernel)
-        return x @ kernel + constant + low @ (self.scale * up)
+        return x @ kernel + constant + (self.scale * low) @ up
