@@ -111,7 +111,10 @@ def test_drop_path_takes_a_traced_rate_and_keeps_the_dtype():
     assert drop_path(x, 0.5, None) is x
 
 
-@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA drops the barrier")
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 12),
+    reason="JAX 0.10 drops the barrier before it fuses; 0.11 was not tried",
+)
 def test_each_layer_costs_the_same_backwards():
     """Without a barrier each layer sums the residual stream's gradient anew."""
 
