@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from peftjax.core.axes import TOKENS, arrange, restore, whole
-from peftjax.core.fused import blocks, low_rank_dense
 from peftjax.core.gates import observe
 from peftjax.core.jaxpr import evaluate, walk
-from peftjax.core.method import LowRank, Method, Rows
+from peftjax.core.method import Method, Rows
 from peftjax.core.site import Given, Site
 from peftjax.core.uses import Asked, Weight
 
@@ -66,6 +65,14 @@ def flattens(platform: str) -> bool:
     On a TPU rows lie in tiles: to flatten 197 tokens of each example copies them all.
     """
     return platform != "tpu"
+
+
+def check_fused(platform: str) -> None:
+    """Raise ValueError where layers do not run as one kernel."""
+    if platform not in ("tpu", "cpu"):
+        raise ValueError(
+            f"fused=True: expected a TPU, found {platform}; leave the setting off"
+        )
 
 
 def _may_flatten(site: Site, x: jax.Array, stack: int, tokens: int) -> bool:
@@ -128,24 +135,26 @@ def on_layer(
             y = _on_rows(site, formula, x, p, kernel)
         elif _wider(asked.preferred, x.dtype, kernel.dtype):
             y = _in_wider_type(formula, asked.preferred, x, p, kernel)
-        elif _may_fuse(site, x, kernel, given) and (
-            parts := method.low_rank(p, kernel, b)
-        ):
-            y = _fused(parts, x, kernel)
-        else:
+        elif (y := _fused(site, given, x, p, kernel, b)) is None:
             y = formula(x, p, kernel)
     return y.astype(asked.out_dtype)
 
 
-def _may_fuse(site: Site, x: jax.Array, kernel: jax.Array, given: Given) -> bool:
-    """Whether a low-rank product may be one kernel: a plain layer of a whole batch."""
+def _fused(
+    site: Site, given: Given, x: jax.Array, p: Any, kernel: jax.Array, bias: Any
+) -> jax.Array | None:
+    """Evaluate a low-rank product as one kernel: a plain layer of a whole batch."""
     extras = given.gates, given.is_base, given.total
     whole = x.dtype == kernel.dtype and not any(e is not None for e in extras)
-    fits = site.fused and x.ndim > 1 and x.size > 0 and whole
-    return fits and blocks(x.shape, kernel.shape[1], x.dtype.itemsize) is not None
+    if not (site.fused and x.ndim > 1 and x.size > 0 and whole):
+        return None
+    # few need Pallas, whose import takes longer than any other here
+    from peftjax.core.fused import blocks, low_rank_dense
 
-
-def _fused(parts: LowRank, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    fits = blocks(x.shape, kernel.shape[1], x.dtype.itemsize) is not None
+    parts = site.method.low_rank(p, kernel, bias) if fits else None
+    if parts is None:
+        return None
     a, b = (factor.astype(kernel.dtype) for factor in (parts.a, parts.b))
     y = low_rank_dense(x, kernel, a, b)
     return (y if parts.scale is None else y * parts.scale) + parts.constant

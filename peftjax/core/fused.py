@@ -62,14 +62,6 @@ def blocks(shape: tuple[int, ...], d_out: int, itemsize: int) -> Blocks | None:
     return Blocks(batch, rows, min(rows, height), d_in, d_out, ahead, back)
 
 
-def check_platform(platform: str) -> None:
-    """Raise ValueError where the kernel does not run."""
-    if platform not in ("tpu", "cpu"):
-        raise ValueError(
-            f"fused=True: expected a TPU, found {platform}; leave the setting off"
-        )
-
-
 def _divisor(size: int, most: int) -> int | None:
     """Return the largest divisor of whole lanes, or all, of at most `most`."""
     if size <= most:

@@ -17,9 +17,8 @@ from peftjax.core import arrays, cost, paths
 from peftjax.core.affine import NotMergeable
 from peftjax.core.bank import apply_rows
 from peftjax.core.coded import Coded
-from peftjax.core.formula import flattens
+from peftjax.core.formula import check_fused, flattens
 from peftjax.core.fresh import fresh
-from peftjax.core.fused import check_platform
 from peftjax.core.gates import mean_gates
 from peftjax.core.gather import Gatherer, Layout
 from peftjax.core.jaxpr import Call, live_inputs
@@ -90,7 +89,7 @@ def adapt(
     True
     """
     if fused:
-        check_platform(jax.default_backend())
+        check_fused(jax.default_backend())
     read = paths.read(rules)
     names, leaves, structure = paths.flatten(variables)
     own, on_outputs = divided(read)
@@ -262,7 +261,7 @@ class Peft:
             ValueError: the plan is `fused`, and the platform has no such kernel.
         """
         if any(site.fused for site in self.sites):
-            check_platform(platform)
+            check_fused(platform)
         flatten = flattens(platform)
         sites = tuple(
             replace(site, flatten=flatten) if site.flatten is None else site

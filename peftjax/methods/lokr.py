@@ -26,7 +26,8 @@ class LoKr(Method):
     r is below half of its larger side, W_1 only with `decompose_both`. W_1, or its last
     factor, starts at zero; the others start uniform on `±1/sqrt(rows)`.
 
-    The product is never formed: with x seen as `[m, n]` it is `W_1ᵀ (x W_2)`.
+    The product is never formed: with x seen as `[m, n]` it is `W_1ᵀ (x W_2)`, and with
+    W_2 in low rank W_1 works on what has r columns.
 
     Attributes:
         rank: r.
@@ -90,15 +91,15 @@ class LoKr(Method):
         return p
 
     def formula(self, p: Params, x: Any, kernel: Any, bias: Any, *, key: Key = None):
-        w1, w2 = _factors(p, "w1"), _factors(p, "w2")
-        z = x.reshape(*x.shape[:-1], len(w1[0]), len(w2[0]))
-        for factor in w2:
-            z = z @ factor
+        w1, (first, *last) = _factors(p, "w1"), _factors(p, "w2")
+        z = x.reshape(*x.shape[:-1], len(w1[0]), len(first)) @ first
         z = z.swapaxes(-1, -2)
         for factor in w1:
             z = z @ factor
-        delta = z.swapaxes(-1, -2).reshape(*x.shape[:-1], kernel.shape[1])
-        return x @ kernel + bias + self.alpha / self.rank * delta
+        z = self.alpha / self.rank * z.swapaxes(-1, -2)
+        for factor in last:
+            z = z @ factor
+        return x @ kernel + bias + z.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def _factors(p: Params, name: str) -> list[jax.Array]:

@@ -21,9 +21,7 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
     """Return the share of equal entries of two `[N]`."""
-    from sklearn.metrics import accuracy_score
-
-    return _quiet(accuracy_score, labels, predictions)
+    return _quiet(lambda x, y: np.mean(x == y), labels, predictions)
 
 
 def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
