@@ -151,6 +151,9 @@ def test_prompts_that_cannot_be_used(clip, tokenizer):
     for classes, templates in (([], TEMPLATES), (CLASSES, ()), (CLASSES, ("a cat",))):
         with pytest.raises(ValueError, match="expected classes and templates"):
             class_embeddings(model, variables, tokenizer, classes, templates)
+    many = [f"{{}} in picture {i}" for i in range(80)]
+    with pytest.raises(ValueError, match="81 templates; 'a cat' has none$"):
+        class_embeddings(model, variables, tokenizer, CLASSES, [*many, "a cat"])
     with pytest.raises(ValueError, match="ends every text with id 40.*found 45"):
         text = {**vars(model.config.text), "eos_token_id": 40}
         config = ClipConfig(text=type(model.config.text)(**text), projection_dim=12)

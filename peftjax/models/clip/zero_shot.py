@@ -49,12 +49,14 @@ def class_embeddings(
         ValueError: there is no class or template, a template has no `{}`, or the
             tokenizer does not end texts as the model expects.
     """
-    if not classes or not templates or not all("{}" in text for text in templates):
+    without = [text for text in templates if "{}" not in text]
+    if not classes or not templates or without:
         raise ValueError(
             "class_embeddings: expected classes and templates, each with {} for the "
-            f"name, found {len(classes)} classes and {list(templates)}"
+            f"name, found {len(classes)} classes and {len(templates)} templates"
+            + "".join(f"; {text!r} has none" for text in without[:3])
         )
-    prompts = [text.format(name) for name in classes for text in templates]
+    prompts = [text.replace("{}", name) for name in classes for text in templates]
     ids = _ids(model, tokenizer, prompts)
 
     @jax.jit
