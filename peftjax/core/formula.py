@@ -143,7 +143,7 @@ def on_layer(
 def _fused(
     site: Site, given: Given, x: jax.Array, p: Any, kernel: jax.Array, bias: Any
 ) -> jax.Array | None:
-    """Evaluate a low-rank product as one kernel: a plain layer of a whole batch."""
+    """Evaluate a plain layer as one kernel; None where it cannot be one."""
     extras = given.gates, given.is_base, given.total
     whole = x.dtype == kernel.dtype and not any(e is not None for e in extras)
     if not (site.fused and x.ndim > 1 and x.size > 0 and whole):
