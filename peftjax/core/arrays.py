@@ -197,41 +197,33 @@ def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return listed or "nothing"
 
 
-def check_finite(
-    sites: Sequence[Site],
-    adapters: Adapters,
-    before: Sequence[Any],
-    after: Sequence[Any],
-) -> None:
+def finite(tree: Any) -> Any:
+    """Return the tree with a scalar for each array: all its numbers are finite."""
+    return jax.tree.map(lambda array: jnp.all(jnp.isfinite(array)), tree)
+
+
+def check_finite(found: Mapping[str, Any]) -> None:
     """Raise ValueError for NaN or infinity, naming the site; not while tracing.
 
     A site whose base is not finite either may merge to what it likes.
+
+    Args:
+        found: by site, `finite` of its arrays, of its stored leaves, and of the merged.
     """
-    places = {site.path: (site.index, site.bias_index) for site in sites}
-
-    def of(leaves: Sequence[Any]) -> dict[str, Any]:
-        chosen = places.items()
-        return {p: [leaves[i] for i in where if i is not None] for p, where in chosen}
-
     try:
-        finite = jax.device_get(_finite((adapters, of(before), of(after))))
-        own, base, merged = jax.tree.map(bool, finite)
+        known = jax.tree.map(bool, jax.device_get(dict(found)))
     except jax.errors.ConcretizationTypeError:
         return
-    for path, p in own.items():
-        for name in (name for name, finite in p.items() if not finite):
+    for path, (own, _, _) in known.items():
+        for name in (name for name, finite in own.items() if not finite):
             raise ValueError(
                 f"{path}: adapter array {name!r} holds NaN or infinity; "
                 "refusing to merge. Go back to an earlier checkpoint"
             )
-    for path in (p for p in merged if all(base[p]) and not all(merged[p])):
-        raise ValueError(
-            f"{path}: the merged weight or bias holds NaN or infinity, though base and "
-            "adapter do not; it leaves the range of its dtype. Merge into a wider "
-            "dtype, or keep the adapter separate"
-        )
-
-
-@jax.jit
-def _finite(tree: Any) -> Any:
-    return jax.tree.map(lambda array: jnp.all(jnp.isfinite(array)), tree)
+    for path, (_, before, after) in known.items():
+        if all(jax.tree.leaves(before)) and not all(after):
+            raise ValueError(
+                f"{path}: the merged weight or bias holds NaN or infinity, though base "
+                "and adapter do not; it leaves the range of its dtype. Merge into a "
+                "wider dtype, or keep the adapter separate"
+            )

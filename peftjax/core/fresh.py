@@ -18,16 +18,13 @@ from peftjax.core.site import Adapters, Site, by_form
 
 def fresh(sites: Sequence[Site], leaves: Sequence[Any], key: jax.Array) -> Adapters:
     """Return fresh adapters; see `Peft.init`."""
-    drawn: Adapters = {}
-    for alike in _alike(site for site in sites if not site.method.needs_kernel):
-        indices = np.array([site.index for site in alike])
-        drawn |= {
-            site.path: p for site, p in zip(alike, _drawn(alike[0], key, indices))
-        }
+    made: Adapters = {}
+    for alike in _alike(sites):
+        paths = [site.path for site in alike]
+        made |= dict(zip(paths, _of_form(alike, leaves, key), strict=True))
     adapters: Adapters = {}
     for site in sites:
-        known = site.path in drawn
-        p = drawn[site.path] if known else _of_kernel(site, key, leaves)
+        p = made[site.path]
         for name in site.method.shared:
             adapters.setdefault("", {}).setdefault(name, p.pop(name))
         adapters[site.path] = p
@@ -53,40 +50,61 @@ def _alike(sites: Iterable[Site]) -> list[list[Site]]:
     return [*groups.values()]
 
 
-@by_form
-def _drawn(
-    site: Site, key: jax.Array, indices: jax.Array
+def _of_form(
+    alike: Sequence[Site], leaves: Sequence[Any], key: jax.Array
 ) -> list[dict[str, jax.Array]]:
-    """Return fresh arrays of all sites of a form, drawn one after the other.
-
-    A loop is compiled once; random numbers of each site by itself take seconds of
-    compilation for a few layers.
-    """
-    if len(indices) == 1:
-        return [_layers(site, key, indices[0])]
-    drawn = lax.map(partial(_layers, site, key), indices)
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], drawn) for i in range(len(indices))]
+    """Return fresh arrays of sites of one form."""
+    method = alike[0].method
+    kernels = [_known(site, leaves) for site in alike if method.needs_kernel]
+    if method.replaces:
+        return [_copied(site, kernel) for site, kernel in zip(alike, kernels)]
+    return _drawn(alike[0], key, np.array([site.index for site in alike]), kernels)
 
 
-def _of_kernel(site: Site, key: jax.Array, leaves: Sequence[Any]) -> dict[str, Any]:
-    """Return fresh arrays of a site whose method starts from the weight."""
+def _known(site: Site, leaves: Sequence[Any]) -> Any:
+    """Return the stored kernel of a site whose method starts from it."""
     kernel = leaves[site.index]
     if isinstance(kernel, jax.ShapeDtypeStruct):
         raise ValueError(
             f"{site.path}: {type(site.method).__name__} starts from the weight "
             "itself, but adapt was given only its shape; pass init(key, variables)"
         )
-    return _started(site, key, site.index, kernel)
+    return kernel
 
 
 @by_form
-def _started(site: Site, key: jax.Array, index: int, kernel: Any) -> dict[str, Any]:
+def _copied(site: Site, kernel: Any) -> dict[str, jax.Array]:
+    # a copy, lest donating the adapters takes the model's own buffers
+    return {"value": jnp.array(_wide(kernel), copy=True)}
+
+
+def _wide(kernel: Any) -> jax.Array:
     kernel = decoded(kernel)
-    kernel = kernel.astype(wide(kernel.dtype))
-    if site.method.replaces:
-        # a copy, lest donating the adapters takes the model's own buffers
-        return {"value": jnp.array(kernel, copy=True)}
-    return _layers(site, key, index, arrange(kernel, site.stored, site.groups))
+    return kernel.astype(wide(kernel.dtype))
+
+
+@by_form
+def _drawn(
+    site: Site, key: jax.Array, indices: jax.Array, kernels: Sequence[Any]
+) -> list[dict[str, jax.Array]]:
+    """Return fresh arrays of all sites of a form, drawn one after the other.
+
+    A loop is compiled once; random numbers of each site by itself take seconds of
+    compilation for a few layers. Each turn of it holds one kernel.
+    """
+
+    def arranged(kernel: Any) -> jax.Array:
+        return arrange(_wide(kernel), site.stored, site.groups)
+
+    def one(number: Any) -> dict[str, jax.Array]:
+        choices = [partial(arranged, kernel) for kernel in kernels]
+        own = [lax.switch(number, choices)] if choices else []
+        return _layers(site, key, indices[number], *own)
+
+    if len(indices) == 1:
+        return [one(0)]
+    drawn = lax.map(one, jnp.arange(len(indices)))
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], drawn) for i in range(len(indices))]
 
 
 def _layers(

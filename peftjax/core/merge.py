@@ -24,6 +24,7 @@ def merge_leaves(
     adapters: Adapters,
     given: Mapping[str, Given],
     merged: Callable[..., Any] | None = None,
+    finite: dict[str, Any] | None = None,
 ) -> list[Any]:
     """Return the model's leaves with some sites merged in.
 
@@ -34,6 +35,7 @@ def merge_leaves(
         given: what a call gives beside them.
         merged: says what takes a leaf's place, from the leaf and from what the adapters
             add to it; the sum in the leaf's type by default.
+        finite: takes what `arrays.check_finite` asks for, where leaves are merged.
 
     Raises:
         NotMergeable: a formula that is not affine, a constant that no bias can take, a
@@ -44,7 +46,9 @@ def merge_leaves(
         where = [i for i in (site.index, site.bias_index) if i is not None]
         own = arrays.of_site(site, adapters, given)
         stored = [values[i] for i in where]
-        found = merge_site(site, stored, own, merged is not None)
+        found, known = merge_site(site, stored, own, merged is not None)
+        if finite is not None:
+            finite[site.path] = known
         for i, old, new in zip(where, stored, found):
             values[i] = new if merged is None else merged(site, i, old, new)
     return values
@@ -52,8 +56,10 @@ def merge_leaves(
 
 def merge_site(
     site: Site, stored: Sequence[Any], given: Given, deltas: bool = False
-) -> list[jax.Array]:
+) -> tuple[list[jax.Array], Any]:
     """Return the merged kernel and bias of one site, as they are stored.
+
+    And what is finite of its arrays, of the stored leaves, and of the merged.
 
     Args:
         site: the static facts.
@@ -68,7 +74,7 @@ def merge_site(
             "the adapter separate"
         )
     try:
-        found = (_deltas if deltas else _merged)(site, stored, given)
+        found, known = (_deltas if deltas else _merged)(site, stored, given)
     except NotMergeable as error:
         raise NotMergeable(f"{site.path}: {error}") from None
     if len(found) > len(stored):
@@ -77,17 +83,22 @@ def merge_site(
             "layer has no bias of its own to take it. Give the layer a bias, use "
             "a form without constants, or keep the adapter separate"
         )
-    return found
+    return found, known
 
 
 @by_form
-def _merged(site: Site, stored: Sequence[Any], given: Given) -> list[Any]:
-    return _changed(site, stored, given, lambda old, new: new.astype(old.dtype))
+def _merged(site: Site, stored: Sequence[Any], given: Given) -> tuple[list[Any], Any]:
+    found = _changed(site, stored, given, lambda old, new: new.astype(old.dtype))
+    # in the same program, since to read them again costs a pass and compilations
+    return found, arrays.finite((given.params, stored, found))
 
 
 @by_form
-def _deltas(site: Site, stored: Sequence[Any], given: Given) -> list[Any]:
-    return _changed(site, stored, given, lambda old, new: new - old.astype(new.dtype))
+def _deltas(site: Site, stored: Sequence[Any], given: Given) -> tuple[list[Any], None]:
+    def change(old: Any, new: Any) -> Any:
+        return new - old.astype(new.dtype)
+
+    return _changed(site, stored, given, change), None
 
 
 def _changed(

@@ -298,9 +298,17 @@ class Peft:
         arrays.check_adapters(self.sites, adapters, {})
         given = arrays.with_gates(self.sites, gates)
         values = arrays.replaced(self.sites, leaves, adapters, given)
+        finite = _finite(
+            {
+                site.path: (adapters[site.path], [leaves[at]], [values[at]])
+                for site in self.sites
+                if site.method.replaces
+                for at in [site.index]
+            }
+        )
         formulas = [site for site in self.sites if not site.method.replaces]
-        values = merge_leaves(formulas, values, adapters, given)
-        arrays.check_finite(self.sites, adapters, leaves, values)
+        values = merge_leaves(formulas, values, adapters, given, finite=finite)
+        arrays.check_finite(finite)
         return jax.tree.unflatten(self.structure, values)
 
     def mean_gates(
@@ -383,6 +391,9 @@ class Peft:
 
     def _planned(self, variables: Any) -> list[Any]:
         return arrays.planned_leaves(self.leaves, self.structure, variables)
+
+
+_finite = jax.jit(arrays.finite)
 
 
 @by_form
