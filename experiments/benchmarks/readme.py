@@ -49,7 +49,15 @@ def quickstart() -> str:
 
 def step_time() -> str:
     """Return what a step costs by method, and on which machine."""
-    found = json.loads(BENCHMARKS.read_text())["step_time"]
+    return _step_time(json.loads(BENCHMARKS.read_text())["step_time"])
+
+
+def step_time_oldest() -> str:
+    """Return the same of the oldest JAX that is supported."""
+    return _step_time(json.loads((RESULTS / "step_time_oldest.json").read_text()))
+
+
+def _step_time(found: Mapping[str, Any]) -> str:
     layouts = found["layouts"]
     unrolled, scanned = layouts["unrolled"], layouts["scanned"]
     head = ("method", "time", "FLOPs", "memory", "scanned: time", "memory")
@@ -84,14 +92,15 @@ def llm_time() -> str:
 
 def tpu_bytes() -> str:
     """Return what a step takes over the bound on a TPU."""
-    found = json.loads((RESULTS / "tpu_bytes.json").read_text())["figures"]
+    found = json.loads((RESULTS / "tpu_bytes.json").read_text())
     keys = [f"{key}_over_bound" for key in ("flops", "bytes", "temporary_bytes")]
     rows = [
         (name, *(_shown(each[key]) for key in keys))
-        for name, each in found.items()
+        for name, each in found["figures"].items()
         if name != "bound"
     ]
-    return _table(("method", "FLOPs", "bytes", "temporaries"), rows)
+    table = _table(("method", "FLOPs", "bytes", "temporaries"), rows)
+    return f"{table}\n\njax {found['versions']['jax']}; {found['date'][:10]}."
 
 
 def llm_quantised() -> str:
@@ -168,6 +177,7 @@ PAGES = {
     README: {"quickstart": quickstart},
     ROOT / "docs/cost.md": {
         "step_time": step_time,
+        "step_time_oldest": step_time_oldest,
         "llm_time": llm_time,
         "tpu_bytes": tpu_bytes,
     },
