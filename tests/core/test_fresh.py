@@ -35,16 +35,23 @@ METHODS = [pj.LoRA(rank=2, alpha=3.0), pj.DoRA(rank=2, alpha=3.0)]
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_a_site_draws_by_the_index_of_its_leaf(method):
     key, peft = jax.random.key(5), adapted(3, method)
-    found, leaves = jax.jit(peft.init)(key), jax.tree.leaves(peft.base)
+    found, leaves = peft.init(key), jax.tree.leaves(peft.base)
     assert [*found] == [site.path for site in peft.sites]
     for site in peft.sites:
         layer = site.layer(leaves[site.index])
         own = method.init(jax.random.fold_in(key, site.index), layer)
         assert found[site.path].keys() == own.keys()
-        for name, wanted in own.items():
+        np.testing.assert_array_equal(found[site.path]["a"], own["a"])
+        for name, wanted in own.items():  # norms are summed in another order in a loop
             np.testing.assert_allclose(found[site.path][name], wanted, rtol=1e-6)
     drawn = [np.asarray(p["a"]) for path, p in found.items() if path != "head/kernel"]
     assert len({a.tobytes() for a in drawn}) == 3
+
+
+def draws(depth, method):
+    """How many arrays of random numbers the program of `init` makes."""
+    lowered = jax.jit(adapted(depth, method).init).lower(jax.random.key(0))
+    return len(re.findall(r"call @_uniform", lowered.as_text()))
 
 
 def loops(depth, method):
@@ -58,6 +65,7 @@ def loops(depth, method):
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_more_sites_of_a_form_are_no_larger_program(method):
+    assert draws(5, method) == draws(2, method) == 2  # the blocks' form, and the head's
     assert loops(5, method) == loops(2, method) > 0
 
 
